@@ -1,0 +1,56 @@
+# Targets are documented by their `##` comments; `make` prints them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+# Where pip finds CPU builds of torch; empty uses your configured indexes.
+# On Linux x86-64 without it, pip may choose the CUDA build (several GB):
+#   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test test-fast check format up down status clean pr
+
+help: ## Print this help
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## Create .venv and install everything
+
+$(STAMP): pyproject.toml layers/markserve/pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(BIN)/pip install --disable-pip-version-check -q $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
+	$(BIN)/pip install --disable-pip-version-check -q -e 'layers/markserve[torch]' -e '.[dev]'
+	@touch $@
+
+demo: setup ## Run the whole system on this machine under load; RT_MAX=, RATE=, SEED= override
+	$(BIN)/markserve demo $(if $(RT_MAX),--rt-max $(RT_MAX)) $(if $(RATE),--rate $(RATE)) $(if $(SEED),--seed $(SEED))
+
+test: setup check ## Set up what is needed, then run every check and test
+	$(BIN)/python -m pytest
+
+test-fast: setup ## Tests without the ones that start the whole local system
+	$(BIN)/python -m pytest -m 'not system'
+
+check: setup ## Lint, format check, types, template; edits nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/cfn-lint template.yaml
+
+format: setup ## Format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+up: setup ## Start the local system and keep it running
+	$(BIN)/markserve up
+
+down: ## Stop the local system
+	$(BIN)/markserve down
+
+status: ## Show the local system
+	$(BIN)/markserve status
+
+clean: ## Remove the venv, caches and local state
+	rm -rf $(VENV) .markserve .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,351 @@
+"""What crosses a process boundary: typed, versioned, JSON on the wire.
+
+Decoding validates; a payload of an unknown `schema_version` or a wrong shape raises `InvalidRequest`, so a
+consumer can count it and move on. Raw tensor bytes are little-endian and row-major, whatever the client sent.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+import msgspec
+
+from markserve.core.types import Forecast, Offering, Tier
+from markserve.errors import InvalidRequest
+
+SCHEMA_VERSION = 1
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
+    """Base of every payload: carries the schema version."""
+
+    schema_version: int = SCHEMA_VERSION
+
+
+MessageT = TypeVar("MessageT", bound=Message)
+
+
+def encode(message: object) -> bytes:
+    """Encode a message (or any value object) as JSON."""
+    return msgspec.json.encode(message)
+
+
+def decode(payload: bytes | str, message_type: type[MessageT]) -> MessageT:
+    """Decode and validate `payload`.
+
+    Raises
+    ------
+    InvalidRequest
+        If it is not JSON, not of this type, or of another schema version.
+    """
+    try:
+        message = msgspec.json.decode(payload, type=message_type)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"not a valid {message_type.__name__}: {error}") from error
+    if message.schema_version != SCHEMA_VERSION:
+        raise InvalidRequest(
+            f"{message_type.__name__} of schema_version {message.schema_version}; this build reads {SCHEMA_VERSION}",
+            field="schema_version",
+        )
+    return message
+
+
+# --- request path -----------------------------------------------------------------------------------------
+
+
+class Tensor(msgspec.Struct, frozen=True, kw_only=True):
+    """A named tensor: raw little-endian bytes; BYTES elements are length-prefixed as in the OIP binary form."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+class InferenceRequest(Message, frozen=True, kw_only=True):
+    """One accepted request, on its way to a worker or to the spillover function."""
+
+    request_id: str
+    model: str
+    model_version: str
+    arrival_at_s: float
+    inputs: tuple[Tensor, ...] = ()
+    inputs_ref: str | None = None
+    """Object key of the inputs when they are too large to travel inline."""
+    output_names: tuple[str, ...] = ()
+    """Outputs asked for; empty means all."""
+    deadline_at_s: float | None = None
+    """None for async requests: they are never dropped."""
+    spill_at_s: float | None = None
+    """When the front stops waiting and spills: no worker should start what cannot finish by then."""
+    reply_overhead_s: float = 0.0
+    """Time from a finished computation to the client's answer, as the front measures it."""
+    trace_id: str | None = None
+
+
+class AnswerError(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a request has no result: HTTP status and a message safe to show."""
+
+    status: int
+    message: str
+
+
+class Answer(Message, frozen=True, kw_only=True):
+    """The one answer of a request: outputs or an error, and how it came about."""
+
+    request_id: str
+    tier: Tier
+    outputs: tuple[Tensor, ...] = ()
+    outputs_ref: str | None = None
+    error: AnswerError | None = None
+    instance_id: str = ""
+    batch_size: int = 0
+    queued_s: float = 0.0
+    """Arrival to receipt by whoever computed it."""
+    batch_wait_s: float = 0.0
+    """Receipt to start of execution."""
+    compute_s: float = 0.0
+    finished_at_s: float = 0.0
+    cold_start: bool = False
+
+
+class StoredResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What the results table holds for one request; `answer` is None while it is pending."""
+
+    request_id: str
+    answer: Answer | None
+    body_sha256: str = ""
+    accepted_at_s: float = 0.0
+    deadline_at_s: float | None = None
+
+
+class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Declared tensor of a model; -1 in `shape` is a free dimension, the first one is the batch."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class ProfilePointRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Measured latency of one batch size, as stored."""
+
+    batch_size: int
+    p50_s: float
+    p98_s: float
+    p99_s: float
+    samples: int
+
+
+class ModelRecord(Message, frozen=True, kw_only=True):
+    """A registered model version: its tensors, artefact, objective and measured profiles."""
+
+    model: str
+    version: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    artefact_key: str
+    artefact_sha256: str
+    format: Literal["torchscript"] = "torchscript"
+    max_batch_size: int = 64
+    queue_url: str = ""
+    profiles: dict[str, tuple[ProfilePointRecord, ...]] = {}
+    """By instance type; the key `lambda` is the spillover function's."""
+    created_at_s: float = 0.0
+
+
+# --- metrics ----------------------------------------------------------------------------------------------
+
+
+class OutcomeCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Outcomes of one model's requests that arrived in one window, for one tier."""
+
+    model: str
+    window_at_s: float
+    tier: Tier | None
+    """None for requests that were rejected before any tier saw them."""
+    ok: int = 0
+    errors: int = 0
+    within_slo: int = 0
+    latency_histogram: dict[str, int] = {}
+    """Bucket index (as text) to count; see `core.histogram`."""
+
+
+class ArrivalCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Arrivals of one model in one window."""
+
+    model: str
+    window_at_s: float
+    count: int
+
+
+class MetricsBatch(Message, frozen=True, kw_only=True):
+    """What one front environment saw since its last report, or a liveness tick of the pipeline.
+
+    `batch_id` makes redelivery harmless: a batch is counted once.
+    """
+
+    batch_id: str
+    sent_at_s: float
+    arrivals: tuple[ArrivalCounts, ...] = ()
+    outcomes: tuple[OutcomeCounts, ...] = ()
+    tick_at_s: float | None = None
+    """Set by the control cycle: windows shortly before it are known, so their absence means zero."""
+
+
+class ArrivalWindow(msgspec.Struct, frozen=True, kw_only=True):
+    """Arrivals within `[at_s, at_s + window_s)`; `count` is None when the window is missing, which is not zero."""
+
+    at_s: float
+    count: int | None
+
+
+# --- control path -----------------------------------------------------------------------------------------
+
+
+class LaunchInstances(msgspec.Struct, frozen=True, kw_only=True, tag="launch_instances", tag_field="action"):
+    """Buy `count` instances of an offering for a model."""
+
+    action_id: str
+    model: str
+    offering: Offering
+    count: int
+    plan_id: str
+    reason: str
+
+
+class DrainInstance(msgspec.Struct, frozen=True, kw_only=True, tag="drain_instance", tag_field="action"):
+    """Stop giving an instance work; it finishes what it holds."""
+
+    action_id: str
+    model: str
+    instance_id: str
+    plan_id: str
+    reason: str
+
+
+class TerminateInstance(msgspec.Struct, frozen=True, kw_only=True, tag="terminate_instance", tag_field="action"):
+    """Give an instance back: it has drained, failed, or is an orphan."""
+
+    action_id: str
+    model: str
+    instance_id: str
+    plan_id: str
+    reason: str
+    failed: bool = False
+
+
+class WarmSpillover(msgspec.Struct, frozen=True, kw_only=True, tag="warm_spillover", tag_field="action"):
+    """Keep `environments` spillover environments warm for a model."""
+
+    action_id: str
+    model: str
+    environments: int
+    plan_id: str
+    reason: str
+
+
+Action = LaunchInstances | DrainInstance | TerminateInstance | WarmSpillover
+
+
+class ForecastRecord(Message, frozen=True, kw_only=True):
+    """A forecast as stored and handed to the planner."""
+
+    model: str
+    origin_at_s: float
+    step_s: float
+    rates_rps: dict[str, tuple[float, ...]]
+    """Quantile (as text) to one rate per step."""
+    forecaster: str
+    reason: str
+    scores: dict[str, float] = {}
+    """Back-test loss by forecaster, where one was run."""
+
+    def to_forecast(self) -> Forecast:
+        """Convert to the core value object."""
+        return Forecast(
+            model=self.model,
+            origin_at_s=self.origin_at_s,
+            step_s=self.step_s,
+            rates_rps={float(q): values for q, values in self.rates_rps.items()},
+            forecaster=self.forecaster,
+            reason=self.reason,
+        )
+
+    @classmethod
+    def from_forecast(cls, forecast: Forecast, scores: dict[str, float] | None = None) -> ForecastRecord:
+        """Convert from the core value object."""
+        return cls(
+            model=forecast.model,
+            origin_at_s=forecast.origin_at_s,
+            step_s=forecast.step_s,
+            rates_rps={str(q): tuple(values) for q, values in forecast.rates_rps.items()},
+            forecaster=forecast.forecaster,
+            reason=forecast.reason,
+            scores=scores or {},
+        )
+
+
+class Alternative(msgspec.Struct, frozen=True, kw_only=True):
+    """Something the planner considered and did not choose, and why."""
+
+    offering: str
+    cost_usd: float | None
+    reason: str
+
+
+class PlanRecord(Message, frozen=True, kw_only=True):
+    """One control cycle's decision for the whole stack."""
+
+    plan_id: str
+    version: int
+    created_at_s: float
+    trigger: str
+    """schedule, slo_at_risk, interruption or manual."""
+    demand_rps: dict[str, float]
+    capacity_rps: dict[str, float]
+    hourly_cost_usd: float
+    actions: tuple[Action, ...]
+    alternatives: tuple[Alternative, ...]
+    reason: str
+
+
+class DecisionRecord(Message, frozen=True, kw_only=True):
+    """One line of the decision log: something happened, and why."""
+
+    at_s: float
+    model: str
+    subject: str
+    """What it is about: an instance id, a plan id, a parameter name."""
+    event: str
+    """Past tense, snake_case: instance_launched, capacity_unavailable, parameter_refused, ..."""
+    reason: str
+    detail: dict[str, str | float | int | bool | None] = {}
+
+
+class SloAtRisk(Message, frozen=True, kw_only=True):
+    """Event: attainment fell, or will soon fall, below the objective."""
+
+    model: str
+    at_s: float
+    attainment: float
+    objective: float
+    requests: int
+    reason: str
+
+
+class InstanceReady(Message, frozen=True, kw_only=True):
+    """Event: a worker has warmed up and serves."""
+
+    model: str
+    instance_id: str
+    at_s: float
+
+
+class InstanceDrained(Message, frozen=True, kw_only=True):
+    """Event: a worker finished everything it held and stopped."""
+
+    model: str
+    instance_id: str
+    at_s: float
+    reason: str

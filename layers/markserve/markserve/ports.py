@@ -1,0 +1,228 @@
+"""The interfaces the use cases need; adapters implement them, policies never see them.
+
+Each method says what it raises beyond `Transient`, which any of them may raise. `adapters.memory` holds every
+port in memory and is held to the same contract tests as the AWS adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from markserve.core.tunables import Tunables
+from markserve.core.types import CapacityType, Instance, InstanceState, ObservedInstance, WorkerStats
+from markserve.messages import (
+    Answer,
+    ArrivalWindow,
+    DecisionRecord,
+    ForecastRecord,
+    InferenceRequest,
+    LaunchInstances,
+    Message,
+    MetricsBatch,
+    ModelRecord,
+    OutcomeCounts,
+    PlanRecord,
+    StoredResult,
+)
+
+
+class ModelStore(Protocol):
+    """Registered models and their versions."""
+
+    def get(self, model: str, version: str | None = None) -> ModelRecord:
+        """Return a version (default: the live one). Raises `UnknownModel`."""
+
+    def versions(self, model: str) -> list[str]:
+        """Versions of a model, oldest first; empty when unknown."""
+
+    def list(self) -> list[ModelRecord]:
+        """The live version of every model, by name."""
+
+    def put(self, record: ModelRecord) -> None:
+        """Store a version and make it the live one."""
+
+    def delete(self, model: str) -> None:
+        """Remove every version; unknown is fine."""
+
+
+class ResultStore(Protocol):
+    """One answer per request: the first writer wins."""
+
+    def put_pending(
+        self, request_id: str, *, body_sha256: str, accepted_at_s: float, deadline_at_s: float | None, expires_at_s: float
+    ) -> bool:
+        """Record that a request was accepted; False when the id is already known."""
+
+    def put_answer(self, answer: Answer, *, expires_at_s: float) -> bool:
+        """Record the answer unless there is one already; True when this one is now *the* answer."""
+
+    def get(self, request_id: str) -> StoredResult | None:
+        """Read consistently; None when nothing is known of the id."""
+
+
+class WindowStore(Protocol):
+    """Arrival windows, outcome windows and the liveness ticks of the pipeline."""
+
+    def apply(self, batch: MetricsBatch, *, expires_at_s: float) -> bool:
+        """Add a batch's counts to their windows; False (and no change) when this batch_id was already applied."""
+
+    def arrivals(self, model: str, *, since_s: float, until_s: float) -> dict[float, int]:
+        """Counts by window start for windows with arrivals, `since_s <= start < until_s`."""
+
+    def ticks(self, *, since_s: float, until_s: float) -> list[float]:
+        """Liveness ticks in the interval, ascending."""
+
+    def outcomes(self, model: str, *, since_s: float, until_s: float) -> list[OutcomeCounts]:
+        """Outcome counts per (window, tier) in the interval, by window."""
+
+
+class ControlStore(Protocol):
+    """Forecasts, plans and the decision log."""
+
+    def put_forecast(self, forecast: ForecastRecord) -> None: ...
+
+    def latest_forecast(self, model: str) -> ForecastRecord | None: ...
+
+    def forecasts(self, model: str, *, since_s: float, until_s: float) -> list[ForecastRecord]:
+        """Forecasts by origin, ascending."""
+
+    def put_plan(self, plan: PlanRecord) -> None:
+        """Store a plan as the successor of `plan.version - 1`. Raises `StaleWrite` when another plan came first."""
+
+    def latest_plan(self) -> PlanRecord | None: ...
+
+    def plans(self, *, since_s: float, until_s: float) -> list[PlanRecord]:
+        """Plans by creation, ascending."""
+
+    def log(self, record: DecisionRecord) -> None:
+        """Append to the decision log."""
+
+    def decisions(self, *, since_s: float, until_s: float) -> list[DecisionRecord]:
+        """Decision log in the interval, ascending."""
+
+    def claim(self, name: str, *, now_s: float, for_s: float) -> bool:
+        """Take `name` for a while; False while somebody else holds it (an idempotency guard and a rate limit)."""
+
+
+class InstanceRegistry(Protocol):
+    """What this system knows of its instances."""
+
+    def put(self, instance: Instance) -> None:
+        """Record a new instance; recording the same id again changes nothing."""
+
+    def transition(
+        self, instance_id: str, *, expected: Sequence[InstanceState], state: InstanceState, at_s: float, reason: str
+    ) -> Instance:
+        """Move to `state` if in one of `expected`; stamps the matching `*_at_s`. Raises `StaleWrite`."""
+
+    def heartbeat(self, instance_id: str, *, at_s: float, stats: WorkerStats) -> Instance:
+        """Record a sign of life and return the record, so the worker learns of a drain. Raises `StaleWrite` when unknown."""
+
+    def count_evidence(self, instance_id: str, *, missed_cycles: int, unwanted_cycles: int) -> None:
+        """Store the reconcile counters."""
+
+    def list(self, model: str | None = None) -> list[Instance]:
+        """Instances not yet forgotten (ended ones stay for a day), by requested_at_s."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReceivedRequest:
+    """A message as received: delete it by `receipt` once it is answered."""
+
+    receipt: str
+    request: InferenceRequest
+    receive_count: int
+    """How often it was received, this time included."""
+
+
+class WorkQueue(Protocol):
+    """A model's work queue."""
+
+    def send(self, request: InferenceRequest) -> None:
+        """Enqueue. Raises `PayloadTooLarge` when it does not fit inline."""
+
+    def receive(self, *, max_messages: int, wait_s: float) -> list[ReceivedRequest]:
+        """Up to 10 messages; unreadable ones go to the dead-letter queue with the reason."""
+
+    def delete(self, receipts: Sequence[str]) -> None:
+        """Acknowledge, in batches of 10."""
+
+    def release(self, receipts: Sequence[str]) -> None:
+        """Give messages back at once, unprocessed."""
+
+    def reject(self, received: ReceivedRequest, *, reason: str) -> None:
+        """Move a message to the dead-letter queue with the reason, and acknowledge it."""
+
+    def depth(self) -> int:
+        """Approximate number of visible messages."""
+
+
+class MetricsSink(Protocol):
+    """Where fronts report what they saw."""
+
+    def send(self, batch: MetricsBatch) -> None: ...
+
+
+class Fleet(Protocol):
+    """The cloud's instances. The only port that spends money by the hour."""
+
+    def launch(self, command: LaunchInstances) -> list[ObservedInstance]:
+        """Buy; may return fewer than asked. Idempotent by `action_id`. Raises `CapacityUnavailable`."""
+
+    def terminate(self, instance_ids: Sequence[str]) -> None:
+        """Give back; unknown ids are fine."""
+
+    def describe(self) -> list[ObservedInstance]:
+        """Every instance tagged as this stack's, ended ones included while the cloud still lists them."""
+
+    def prices_usd_per_hour(self, instance_types: Sequence[str]) -> Mapping[tuple[str, CapacityType, str], float]:
+        """Current spot prices by (type, SPOT, zone); empty where the cloud has no price."""
+
+
+class SpilloverInvoker(Protocol):
+    """The spillover function."""
+
+    def invoke(self, request: InferenceRequest) -> Answer:
+        """Compute now, synchronously. Raises `Throttled` at the concurrency limit, `DependencyUnavailable` on failure."""
+
+    def warm(self, *, model: str, environments: int) -> None:
+        """Ask for `environments` concurrent environments; returns at once."""
+
+
+class EventPublisher(Protocol):
+    """The event bus."""
+
+    def publish(self, event: Message) -> None:
+        """Publish with detail-type = the class name."""
+
+
+class ParameterSource(Protocol):
+    """Operator parameters with the last good value kept."""
+
+    def get(self, model: str | None = None) -> Tunables:
+        """Current parameters; `model` applies that model's overrides."""
+
+
+class BlobStore(Protocol):
+    """Model artefacts, forecaster weights and large payloads."""
+
+    def get(self, key: str) -> bytes:
+        """Raises `InvalidRequest` when there is no such object."""
+
+    def put(self, key: str, data: bytes) -> None: ...
+
+
+class InterruptionNotice(Protocol):
+    """What the instance is told of its own end."""
+
+    def pending(self) -> float | None:
+        """Instant at which the instance will be interrupted, if a notice is out."""
+
+
+class ModelRunner(Protocol):
+    """A loaded model."""
+
+    def run(self, batch: Sequence[InferenceRequest]) -> list[Answer | Exception]:
+        """One entry per request, in order; a request's own failure is its entry, not an exception."""
