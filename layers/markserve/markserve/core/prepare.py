@@ -1,0 +1,239 @@
+"""What one model's planning starts from: which types can meet its objective, at what rate, and how much is asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from markserve.core.batching import choose_batch_limits
+from markserve.core.capacity import Candidate, SpillTier, SpotRules, prune
+from markserve.core.demand import DemandPath, Trigger, buying_quantile, demand_path
+from markserve.core.greedy import Choice, Task
+from markserve.core.plan import Rejected
+from markserve.core.profiles import LatencyEstimate
+from markserve.core.scale_in import STARTED_OR_STARTING
+from markserve.core.tunables import Tunables
+from markserve.core.types import BatchProfile, CapacityType, Forecast, Instance, InstanceState, Offering
+from markserve.errors import InfeasibleSlo
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelDemand:
+    """What one model asks of the fleet."""
+
+    model: str
+    profiles: Mapping[str, BatchProfile]
+    """By instance type."""
+    latency_budget_s: float
+    """The objective less transport, reply overhead, the reserve for spilling and margin."""
+    max_batch_size: int
+    tunables: Tunables = field(default_factory=Tunables)
+    """With the model's overrides."""
+    forecast: Forecast | None = None
+    measured_rate_rps: float | None = None
+    """Highest rate of the last windows; None when unknown."""
+    spill: SpillTier | None = None
+    """None when the spillover function is off, or too slow for the objective."""
+    at_risk: bool = False
+    """Whether its objective is at risk and needs one more instance."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """One model, ready for Algorithm 1."""
+
+    demand: ModelDemand
+    path: DemandPath
+    task: Task
+    existing: tuple[Candidate, ...]
+    offers: tuple[Candidate, ...]
+    capacities_rps: Mapping[str, float]
+    """By instance id."""
+    serving_rps: float
+    has_pending: bool
+    """Whether launches are under way."""
+    is_settled: bool
+    """Whether nothing is: no launch, no drain."""
+    held_ids: frozenset[str]
+    """What the plan that ordered the pending launches wanted; empty when none is pending."""
+    infeasible: str | None
+    rejected: tuple[Rejected, ...]
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.demand.model
+
+    @property
+    def needed_now_rps(self) -> float:
+        """Below this the serving capacity must not be shrunk."""
+        measured = (self.demand.measured_rate_rps or 0.0) * self.demand.tunables.headroom
+        return max(measured, self.task.demand_rps[0])
+
+    def choice(self) -> Choice:
+        """Return a choice to fill: empty, or with what is held while launches are pending."""
+        choice = Choice(self.task, existing=self.existing, offers=self.offers)
+        choice.set_chosen(c for c in self.existing if c.instance_id in self.held_ids)
+        return choice
+
+
+def type_capacities(
+    demand: ModelDemand, instance_types: Collection[str], instances: Sequence[Instance]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Rate that each instance type sustains within the objective.
+
+    Serving workers refit their profile online; where any report, the mean of their rates replaces the profile's.
+
+    Returns
+    -------
+    (capacities, refusals)
+        Requests/s by type; and why the other types cannot be used.
+    """
+    capacities: dict[str, float] = {}
+    refusals: dict[str, str] = {}
+    for name in sorted(instance_types):
+        profile = demand.profiles.get(name)
+        if profile is None:
+            refusals[name] = f"{demand.model}: no measured profile on {name}"
+            continue
+        try:
+            limits = choose_batch_limits(
+                estimate=LatencyEstimate(profile), latency_budget_s=demand.latency_budget_s, max_batch_size=demand.max_batch_size
+            )
+        except InfeasibleSlo as error:
+            refusals[name] = f"{demand.model}: {error}"
+            continue
+        measured = [
+            i.stats.service_rate_rps
+            for i in instances
+            if i.offering.instance_type == name and i.state is InstanceState.SERVING and i.stats.service_rate_rps > 0
+        ]
+        capacities[name] = math.fsum(measured) / len(measured) if measured else limits.service_rate_rps
+    return capacities, refusals
+
+
+def prepare(
+    demand: ModelDemand,
+    *,
+    instances: Sequence[Instance],
+    offerings: Sequence[Offering],
+    unavailable: Collection[str],
+    now_s: float,
+    trigger: Trigger,
+    default_step_s: float,
+    default_steps: int,
+) -> Prepared:
+    """Turn a model's demand, its instances and the offerings into a task for the fill loop.
+
+    A type that cannot meet the objective is dropped; where none is left, `infeasible` says so and everything
+    spills. An expected interruption takes a spot offering out for one launch overhead, so its capacity counts
+    `1 - interruption rate * launch overhead`, which is the over-provisioning it needs.
+    """
+    own = [i for i in instances if i.model == demand.model and i.state in STARTED_OR_STARTING]
+    types = {o.instance_type for o in offerings} | {i.offering.instance_type for i in own}
+    capacities, refusals = type_capacities(demand, types, own)
+    usable, rejected = _usable(demand, offerings, capacities, refusals, unavailable)
+
+    cheapest = min((o.price_usd_per_hour / 3600 / _capacity_rps(o, capacities) for o in usable), default=None)
+    spill_usd = demand.spill.usd_per_request if demand.spill else None
+    quantile, quantile_reason = buying_quantile(
+        demand_quantile=demand.tunables.demand_quantile, spill_usd_per_request=spill_usd, worker_usd_per_request=cheapest
+    )
+    path = demand_path(
+        forecast=demand.forecast,
+        measured_rate_rps=demand.measured_rate_rps,
+        quantile=quantile,
+        quantile_reason=quantile_reason,
+        headroom=demand.tunables.headroom,
+        trigger=trigger,
+        now_s=now_s,
+        default_step_s=default_step_s,
+        default_steps=default_steps,
+    )
+    offers, dropped = prune(
+        [
+            Candidate(
+                offering=o,
+                capacity_rps=_capacity_rps(o, capacities),
+                ready_step=path.horizon.ready_step(now_s + o.launch_overhead_s, now_s),
+            )
+            for o in usable
+        ]
+    )
+    if dropped:
+        rejected.append(Rejected(offering=f"{dropped} offerings", cost_usd=None, reason=f"{demand.model}: dominated by at least 3 others"))
+    existing = _existing(own, capacities, path, now_s)
+    has_pending = any(i.state is not InstanceState.SERVING for i in own)
+    path = path.extended(1 + max((c.ready_step for c in (*offers, *existing)), default=0))
+    last = len(path.rates_rps) - 1
+    return Prepared(
+        demand=demand,
+        path=path,
+        task=Task(
+            model=demand.model,
+            demand_rps=path.rates_rps,
+            step_s=path.horizon.step_s,
+            lead_step=min(last, max((c.ready_step for c in offers), default=last)),
+            spill=demand.spill,
+            spot=SpotRules(max_share=demand.tunables.spot_max_share, pools=sum(o.capacity_type is CapacityType.SPOT for o in usable)),
+            min_instances=demand.tunables.min_instances,
+        ),
+        existing=existing,
+        offers=offers,
+        capacities_rps={c.instance_id: c.capacity_rps for c in existing},
+        serving_rps=math.fsum(
+            capacities.get(i.offering.instance_type, 0.0) for i in own if i.state is InstanceState.SERVING and i.missed_cycles == 0
+        ),
+        has_pending=has_pending,
+        is_settled=not has_pending and not any(i.model == demand.model and i.state is InstanceState.DRAINING for i in instances),
+        held_ids=frozenset(i.instance_id for i in own if has_pending and i.unwanted_cycles == 0),
+        infeasible=None
+        if capacities
+        else f"no instance type can meet the objective: {'; '.join(refusals.values()) or 'none to choose from'}",
+        rejected=tuple(rejected),
+    )
+
+
+def _usable(
+    demand: ModelDemand,
+    offerings: Sequence[Offering],
+    capacities: Mapping[str, float],
+    refusals: Mapping[str, str],
+    unavailable: Collection[str],
+) -> tuple[list[Offering], list[Rejected]]:
+    rejected = [Rejected(offering=name, cost_usd=None, reason=why) for name, why in refusals.items()]
+    usable: list[Offering] = []
+    for offering in sorted(offerings):
+        if offering.instance_type not in capacities:
+            continue
+        if offering.key in unavailable:
+            rejected.append(Rejected(offering=offering.key, cost_usd=None, reason="it was dry or interrupted within the last minutes"))
+        elif offering.capacity_type is CapacityType.SPOT and not demand.tunables.spot_enabled:
+            rejected.append(Rejected(offering=offering.key, cost_usd=None, reason=f"{demand.model}: spot-enabled is false"))
+        else:
+            usable.append(offering)
+    return usable, rejected
+
+
+def _capacity_rps(offering: Offering, capacities: Mapping[str, float]) -> float:
+    lost_share = min(0.5, offering.interruption_rate_per_hour * offering.launch_overhead_s / 3600)
+    return capacities[offering.instance_type] * (1 - lost_share)
+
+
+def _existing(own: Sequence[Instance], capacities: Mapping[str, float], path: DemandPath, now_s: float) -> tuple[Candidate, ...]:
+    order = sorted(own, key=lambda i: (i.unwanted_cycles, i.state is not InstanceState.SERVING, i.requested_at_s, i.instance_id))
+    return tuple(
+        Candidate(
+            offering=i.offering,
+            capacity_rps=_capacity_rps(i.offering, capacities),
+            # An overdue launch counts as ready: whether it ever comes is the lifecycle's business.
+            ready_step=0
+            if i.state is InstanceState.SERVING
+            else path.horizon.ready_step(i.requested_at_s + i.offering.launch_overhead_s, now_s),
+            instance_id=i.instance_id,
+            rank=rank,
+        )
+        for rank, i in enumerate(order)
+        if i.offering.instance_type in capacities
+    )
