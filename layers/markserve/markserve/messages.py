@@ -6,7 +6,7 @@ consumer can count it and move on. Raw tensor bytes are little-endian and row-ma
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -81,6 +81,12 @@ class InferenceRequest(Message, frozen=True, kw_only=True):
     reply_overhead_s: float = 0.0
     """Time from a finished computation to the client's answer, as the front measures it."""
     trace_id: str | None = None
+    suspect: bool = False
+    """A worker that held it died: it must run alone. A fresh copy carries this, since its receive count starts anew."""
+
+    def as_suspect(self) -> InferenceRequest:
+        """Return a copy that will run alone."""
+        return msgspec.structs.replace(self, suspect=True)
 
 
 class AnswerError(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,6 +123,10 @@ class StoredResult(msgspec.Struct, frozen=True, kw_only=True):
     body_sha256: str = ""
     accepted_at_s: float = 0.0
     deadline_at_s: float | None = None
+    owner: str = ""
+    """Client identity the result belongs to; empty for a request that nobody may ask about later."""
+    model: str = ""
+    model_version: str = ""
 
 
 class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,6 +166,9 @@ class ModelRecord(Message, frozen=True, kw_only=True):
 
 # --- metrics ----------------------------------------------------------------------------------------------
 
+Count = Annotated[int, msgspec.Meta(ge=0)]
+"""Refused when negative: counts are added up, so one bad report would spoil a window for good."""
+
 
 class OutcomeCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Outcomes of one model's requests that arrived in one window, for one tier."""
@@ -164,10 +177,10 @@ class OutcomeCounts(msgspec.Struct, frozen=True, kw_only=True):
     window_at_s: float
     tier: Tier | None
     """None for requests that were rejected before any tier saw them."""
-    ok: int = 0
-    errors: int = 0
-    within_slo: int = 0
-    latency_histogram: dict[str, int] = {}
+    ok: Count = 0
+    errors: Count = 0
+    within_slo: Count = 0
+    latency_histogram: dict[str, Count] = {}
     """Bucket index (as text) to count; see `core.histogram`."""
 
 
@@ -176,7 +189,7 @@ class ArrivalCounts(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     window_at_s: float
-    count: int
+    count: Count
 
 
 class MetricsBatch(Message, frozen=True, kw_only=True):
@@ -286,6 +299,42 @@ class ForecastRecord(Message, frozen=True, kw_only=True):
         )
 
 
+class ForecasterCard(Message, frozen=True, kw_only=True):
+    """How a trained forecaster was made and judged; stored beside its weights."""
+
+    model: str
+    version: str
+    forecaster: str
+    trained_at_s: float
+    weights_sha256: str
+    data_since_s: float
+    judged_since_s: float
+    """Steps from here on were kept from training; the losses are over them."""
+    data_until_s: float
+    steps: int
+    known_steps: int
+    step_s: float
+    window_s: float
+    horizon_steps: int
+    seed: int
+    epochs: int
+    samples: int
+    parameters: int
+    validation_loss: float
+    losses_rps: dict[str, float]
+    """Pinball loss by forecaster, over the same held-out origins."""
+    losses_by_step_rps: dict[str, tuple[float | None, ...]]
+    """The same by step ahead; None where no outcome was known."""
+    promoted: bool
+    reason: str
+
+
+class ForecasterPointer(Message, frozen=True, kw_only=True):
+    """Which trained version may serve a model."""
+
+    version: str
+
+
 class Alternative(msgspec.Struct, frozen=True, kw_only=True):
     """Something the planner considered and did not choose, and why."""
 
@@ -349,3 +398,13 @@ class InstanceDrained(Message, frozen=True, kw_only=True):
     instance_id: str
     at_s: float
     reason: str
+
+
+class InstanceInterrupted(Message, frozen=True, kw_only=True):
+    """Event: the cloud will take an instance back; a plan should replace it now."""
+
+    model: str
+    instance_id: str
+    at_s: float
+    notice: str
+    """What was said: spot_interruption_warning or rebalance_recommendation."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from markserve.core.backtest import History, Rates
 from markserve.core.tunables import Tunables
 from markserve.core.types import CapacityType, Instance, InstanceState, ObservedInstance, WorkerStats
 from markserve.messages import (
@@ -51,9 +52,18 @@ class ResultStore(Protocol):
     """One answer per request: the first writer wins."""
 
     def put_pending(
-        self, request_id: str, *, body_sha256: str, accepted_at_s: float, deadline_at_s: float | None, expires_at_s: float
+        self,
+        request_id: str,
+        *,
+        body_sha256: str,
+        accepted_at_s: float,
+        deadline_at_s: float | None,
+        expires_at_s: float,
+        owner: str = "",
+        model: str = "",
+        model_version: str = "",
     ) -> bool:
-        """Record that a request was accepted; False when the id is already known."""
+        """Record that a request was accepted, and for whom; False when the id is already known."""
 
     def put_answer(self, answer: Answer, *, expires_at_s: float) -> bool:
         """Record the answer unless there is one already; True when this one is now *the* answer."""
@@ -104,6 +114,9 @@ class ControlStore(Protocol):
 
     def claim(self, name: str, *, now_s: float, for_s: float) -> bool:
         """Take `name` for a while; False while somebody else holds it (an idempotency guard and a rate limit)."""
+
+    def claims(self, prefix: str, *, now_s: float) -> list[str]:
+        """Names held at `now_s` that begin with `prefix`, sorted (dry pools, for one)."""
 
 
 class InstanceRegistry(Protocol):
@@ -158,6 +171,17 @@ class WorkQueue(Protocol):
     def depth(self) -> int:
         """Approximate number of visible messages."""
 
+    @property
+    def calls(self) -> int:
+        """Calls that were billed so far, empty receives included."""
+
+
+class WorkQueueAdmin(Protocol):
+    """Creates the work queues of newly registered models."""
+
+    def create(self, model: str) -> str:
+        """Create the model's work queue, redriving to the stack's dead-letter queue, unless it exists; return its URL."""
+
 
 class MetricsSink(Protocol):
     """Where fronts report what they saw."""
@@ -176,6 +200,9 @@ class Fleet(Protocol):
 
     def describe(self) -> list[ObservedInstance]:
         """Every instance tagged as this stack's, ended ones included while the cloud still lists them."""
+
+    def zones(self) -> Sequence[str]:
+        """Zones that this stack may launch in, sorted."""
 
     def prices_usd_per_hour(self, instance_types: Sequence[str]) -> Mapping[tuple[str, CapacityType, str], float]:
         """Current spot prices by (type, SPOT, zone); empty where the cloud has no price."""
@@ -205,6 +232,13 @@ class ParameterSource(Protocol):
         """Current parameters; `model` applies that model's overrides."""
 
 
+class ParameterWriter(Protocol):
+    """Where operators' tools write parameters."""
+
+    def put(self, name: str, text: str, *, model: str | None = None) -> None:
+        """Set a parameter by its operator's name (`rt-max-s`); `model` sets that model's override of it."""
+
+
 class BlobStore(Protocol):
     """Model artefacts, forecaster weights and large payloads."""
 
@@ -212,6 +246,35 @@ class BlobStore(Protocol):
         """Raises `InvalidRequest` when there is no such object."""
 
     def put(self, key: str, data: bytes) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedForecaster:
+    """Weights of a trained forecaster and how they came about."""
+
+    weights: bytes
+    """safetensors"""
+    epochs: int
+    samples: int
+    parameters: int
+    validation_loss: float
+    """Loss that chose the epoch, in the forecaster's own scale."""
+
+
+class LearnedForecaster(Protocol):
+    """A forecaster with weights, as a challenger to the simple ones of `core.forecasting`.
+
+    `history` is the highest rate of each past step, None where unknown; an origin `o` has seen `history[:o]`.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def train(self, history: History, *, horizon_steps: int, seed: int) -> TrainedForecaster:
+        """Fit, deterministically by seed. Raises `InvalidRequest` with nothing to learn from, `InferenceFailed` on divergence."""
+
+    def forecast(self, weights: bytes, history: History, *, origins: Sequence[int], horizon_steps: int) -> dict[int, Rates]:
+        """Rates by origin; origins it cannot forecast from are absent. Raises `InferenceFailed`."""
 
 
 class InterruptionNotice(Protocol):

@@ -5,6 +5,7 @@ Resource names have no defaults; every problem is reported at once.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -36,6 +37,8 @@ class Settings:
     model: str = ""
     instance_id: str = ""
     instance_type: str = ""
+    metadata_url: str = "http://169.254.169.254"
+    """Instance metadata service; the SDKs' AWS_EC2_METADATA_SERVICE_ENDPOINT is honoured."""
     region: str = "us-east-1"
     parameter_refresh_s: float = 15.0
     """A changed SSM parameter takes effect within this time; operators are promised 30 s."""
@@ -46,6 +49,8 @@ class Settings:
     horizon_steps: int = 60
     launch_overhead_s: float = 180.0
     """Request to first answer, until measured (MArk's prototype: 180 s)."""
+    spillover_memory_mb: int = 1769
+    """Memory of the spillover function, which its price goes by; 1769 MB buy one vCPU."""
     heartbeat_s: float = 1.0
     heartbeat_timeout_s: float = 15.0
     """Silence that counts as evidence against a worker: 15 missed heartbeats."""
@@ -78,6 +83,20 @@ class Settings:
                 problems.append(f"{name}={text!r} is not a number")
         if problems:
             raise ConfigurationError("; ".join(problems))
-        if "region" not in values and environ.get("AWS_REGION"):
-            values["region"] = environ["AWS_REGION"]
+        for name, alias in (("region", "AWS_REGION"), ("metadata_url", "AWS_EC2_METADATA_SERVICE_ENDPOINT")):
+            if name not in values and environ.get(alias):
+                values[name] = environ[alias]
         return cls(**values)  # type: ignore[arg-type]  # each value was parsed to its field's type above
+
+
+def service_name(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the name that logs, metrics and traces carry; Powertools' own variable, so that its tools agree."""
+    return environ.get("POWERTOOLS_SERVICE_NAME", "") or "markserve"
+
+
+def is_tracing(environ: Mapping[str, str] = os.environ) -> bool:
+    """Tell whether this process is a Lambda environment whose function has active tracing.
+
+    The template sets `MARKSERVE_TRACING=true` together with `Tracing: Active`: Lambda itself does not tell.
+    """
+    return bool(environ.get("AWS_LAMBDA_FUNCTION_NAME")) and environ.get("MARKSERVE_TRACING", "").lower() == "true"

@@ -1,0 +1,117 @@
+"""What one front environment knows of the models it serves: cached records and fleets, and measured latencies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from markserve.core.estimators import DecayingQuantile
+from markserve.core.spillover import FleetView, fleet_view
+from markserve.core.types import Instance
+from markserve.errors import Transient
+from markserve.messages import ModelRecord
+from markserve.ports import InstanceRegistry, ModelStore
+
+RECORD_TTL_S = 30.0
+"""A new version goes live within this time; records are read once per environment in it."""
+FLEET_TTL_S = 1.0
+"""Workers report once a second, so a fresher view would not know more."""
+
+REPLY_OVERHEAD_PRIOR_S = 0.02
+"""A result's write and its read, about 5 ms each from within a region, with room for their tail; until measured."""
+SPILL_OVERHEAD_PRIOR_S = 0.05
+"""A synchronous Lambda invocation beyond its computation; until measured."""
+SPILL_COMPUTE_PRIOR_S = 0.2
+"""Computation on Lambda of a model that was profiled nowhere; until measured."""
+
+ValueT = TypeVar("ValueT")
+
+
+@dataclass(slots=True)
+class Measured:
+    """Latencies of one model as this environment measures them."""
+
+    spill_s: DecayingQuantile
+    """Invocation of a warm spillover environment: p99, since what misses it misses the objective."""
+    reply_s: DecayingQuantile = field(default_factory=lambda: DecayingQuantile(quantile=0.98, value=REPLY_OVERHEAD_PRIOR_S, window=50))
+    """Finished computation to the answer in hand, time between polls not included: that is the front's own choice."""
+    completion_s: DecayingQuantile | None = None
+    """Enqueued to finished, lower quartile: when the first look is worth its price. None until a worker has answered."""
+
+    def spilled(self, took_s: float) -> None:
+        """Learn from an invocation of a warm environment."""
+        self.spill_s = self.spill_s.observe(took_s)
+
+    def replied(self, overhead_s: float) -> None:
+        """Learn from the way of one answer from worker to front."""
+        self.reply_s = self.reply_s.observe(overhead_s)
+
+    def completed(self, took_s: float) -> None:
+        """Learn from one answer of a worker."""
+        tracker = self.completion_s or DecayingQuantile(quantile=0.25, value=took_s, window=20)
+        self.completion_s = tracker.observe(took_s)
+
+    def first_look_s(self, predicted_wait_s: float) -> float:
+        """Wait before the first poll."""
+        return predicted_wait_s if self.completion_s is None else min(predicted_wait_s, self.completion_s.value)
+
+
+class _Cache(Generic[ValueT]):
+    """Reads kept for a while, and for longer while the store does not answer."""
+
+    def __init__(self, *, ttl_s: float, now_s: Callable[[], float]) -> None:
+        self._ttl_s = ttl_s
+        self._now_s = now_s
+        self._entries: dict[Hashable, tuple[float, ValueT]] = {}
+
+    def get(self, key: Hashable, read: Callable[[], ValueT]) -> ValueT:
+        known = self._entries.get(key)
+        if known is not None and self._now_s() - known[0] < self._ttl_s:
+            return known[1]
+        try:
+            value = read()
+        except Transient:
+            if known is None:
+                raise
+            value = known[1]
+        self._entries[key] = (self._now_s(), value)
+        return value
+
+
+class FrontView:
+    """Cached reads of models and fleets, and what was measured of each model."""
+
+    def __init__(self, *, models: ModelStore, instances: InstanceRegistry, heartbeat_timeout_s: float, now_s: Callable[[], float]) -> None:
+        self._models = models
+        self._instances = instances
+        self._heartbeat_timeout_s = heartbeat_timeout_s
+        self._now_s = now_s
+        self._records: _Cache[ModelRecord] = _Cache(ttl_s=RECORD_TTL_S, now_s=now_s)
+        self._fleets: _Cache[list[Instance]] = _Cache(ttl_s=FLEET_TTL_S, now_s=now_s)
+        self._measured: dict[str, Measured] = {}
+
+    def record(self, model: str, version: str | None = None) -> ModelRecord:
+        """Return a version of a model, by default the live one; raises `UnknownModel`."""
+        return self._records.get((model, version), lambda: self._models.get(model, version))
+
+    def fleet(self, model: str) -> FleetView:
+        """Summarise the model's workers."""
+        instances = self._fleets.get(model, lambda: self._instances.list(model))
+        # Judged at every call: a worker that went silent stops counting even while its record is cached.
+        return fleet_view(instances, self._now_s(), self._heartbeat_timeout_s)
+
+    def measured(self, record: ModelRecord) -> Measured:
+        """Latencies of the model, starting from its profile."""
+        known = self._measured.get(record.model)
+        if known is None:
+            prior_s = SPILL_OVERHEAD_PRIOR_S + _profiled_s(record)
+            known = Measured(spill_s=DecayingQuantile(quantile=0.99, value=prior_s, window=100))
+            self._measured[record.model] = known
+        return known
+
+
+def _profiled_s(record: ModelRecord) -> float:
+    """p99 of one request on Lambda, or on the slowest profiled instance type if Lambda was not profiled."""
+    profiles = [record.profiles["lambda"]] if record.profiles.get("lambda") else list(record.profiles.values())
+    return max((points[0].p99_s for points in profiles if points), default=SPILL_COMPUTE_PRIOR_S)

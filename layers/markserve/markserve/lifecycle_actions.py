@@ -1,0 +1,121 @@
+"""Carries out one action of a plan: launch, drain, terminate or warm up, once each."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import msgspec
+
+from markserve.catalog import load_catalog
+from markserve.core.capacity import Room
+from markserve.core.types import Instance, InstanceState
+from markserve.errors import CapacityUnavailable
+from markserve.lifecycle_context import ALREADY_STARTED, DRY_POOL_S, LifecycleContext, Outcome
+from markserve.messages import Action, DrainInstance, LaunchInstances, TerminateInstance, WarmSpillover
+
+ACTION_MEMORY_S = 3600.0
+"""How long a finished action is remembered: longer than any retry of the control cycle."""
+
+
+def carry_out(action: Action, ctx: LifecycleContext) -> Outcome:
+    """Carry out an action unless it is done.
+
+    The claim is taken afterwards: a retry after a failure has to act. Two at the same time are told apart by
+    the fleet's own idempotency and the registry's conditional writes.
+    """
+    name = f"action/{action.action_id}"
+    if name in ctx.control.claims(name, now_s=ctx.now_s):
+        return Outcome(event="action_repeated", reason=f"{action.action_id} was done before", count=0)
+    match action:
+        case LaunchInstances():
+            outcome = _launch(action, ctx)
+        case DrainInstance():
+            outcome = _drain(action, ctx)
+        case TerminateInstance():
+            outcome = _terminate(action, ctx)
+        case WarmSpillover():
+            ctx.spillover.warm(model=action.model, environments=action.environments)
+            outcome = Outcome(event="spillover_warmed", reason=action.reason, count=action.environments)
+            ctx.log(outcome, model=action.model, subject=action.plan_id, environments=action.environments)
+        case _:
+            assert_never(action)
+    ctx.control.claim(name, now_s=ctx.now_s, for_s=ACTION_MEMORY_S)
+    return outcome
+
+
+def _launch(action: LaunchInstances, ctx: LifecycleContext) -> Outcome:
+    allowed, refusal = _within_ceilings(action, ctx)
+    if allowed == 0:
+        return ctx.log(Outcome(event="launch_refused", reason=refusal, count=0), model=action.model, subject=action.plan_id)
+    key = action.offering.key
+    try:
+        launched = ctx.fleet.launch(msgspec.structs.replace(action, count=allowed))
+    except CapacityUnavailable as error:
+        ctx.mark_dry(action.offering)
+        outcome = Outcome(event="capacity_unavailable", reason=f"{error}; not bought from for {DRY_POOL_S:.0f} s")
+        return ctx.log(outcome, model=action.model, subject=key)
+    for seen in launched:
+        ctx.instances.put(
+            Instance(
+                instance_id=seen.instance_id,
+                model=action.model,
+                offering=action.offering,
+                state=InstanceState.REQUESTED,
+                requested_at_s=ctx.now_s,
+                reason=action.reason,
+                plan_id=action.plan_id,
+            )
+        )
+        outcome = Outcome(event="instance_launched", reason=action.reason)
+        ctx.log(outcome, model=action.model, subject=seen.instance_id, offering=key, usd_per_hour=action.offering.price_usd_per_hour)
+    if len(launched) < allowed:
+        ctx.mark_dry(action.offering)
+        short = Outcome(event="capacity_unavailable", reason=f"{key}: {len(launched)} of {allowed} instances granted")
+        ctx.log(short, model=action.model, subject=key)
+    reason = action.reason if allowed == action.count else f"{allowed} of {action.count}: {refusal}"
+    return Outcome(event="instances_launched", reason=reason, count=len(launched))
+
+
+def _within_ceilings(action: LaunchInstances, ctx: LifecycleContext) -> tuple[int, str]:
+    """How many of the action's instances the operator's ceilings allow now, and why not more.
+
+    Counts what the cloud runs beside what is registered, since both are paid for.
+    """
+    tunables = ctx.parameters.get()
+    if not tunables.launches_enabled:
+        return 0, "launches-enabled is false"
+    registered = ctx.instances.list()
+    known = {i.instance_id for i in registered}
+    prices = {entry.instance_type: entry.price_usd_per_hour for entry in load_catalog().entries}
+    rents = [i.offering.price_usd_per_hour for i in registered if i.is_alive]
+    rents += [
+        prices.get(seen.instance_type, action.offering.price_usd_per_hour)
+        for seen in ctx.fleet.describe()
+        if seen.instance_id not in known and seen.cloud_state in ("pending", "running")
+    ]
+    room = Room(instances=tunables.max_instances - len(rents), usd_per_hour=tunables.max_hourly_cost_usd - sum(rents))
+    for allowed in range(action.count):
+        refusal = room.refusal(action.offering)
+        if refusal is not None:
+            return allowed, refusal
+        room = room.after([action.offering])
+    return action.count, ""
+
+
+def _drain(action: DrainInstance, ctx: LifecycleContext) -> Outcome:
+    if not ctx.transition(action.instance_id, InstanceState.DRAINING, action.reason):
+        return Outcome(event="drain_superseded", reason=f"{action.instance_id} is draining or ended already", count=0)
+    return ctx.log(Outcome(event="instance_draining", reason=action.reason), model=action.model, subject=action.instance_id)
+
+
+def _terminate(action: TerminateInstance, ctx: LifecycleContext) -> Outcome:
+    """End a failed, drained or unknown instance; one that still has work is left to drain first."""
+    instance = ctx.find(action.instance_id)
+    if instance is not None and not action.failed and instance.state in ALREADY_STARTED:
+        outcome = Outcome(event="terminate_refused", reason=f"it is {instance.state} and has not drained", count=0)
+        return ctx.log(outcome, model=action.model, subject=action.instance_id)
+    ctx.fleet.terminate([action.instance_id])
+    if instance is not None:
+        ctx.transition(action.instance_id, InstanceState.FAILED if action.failed else InstanceState.TERMINATED, action.reason)
+    event = "instance_failed" if action.failed else "instance_terminated"
+    return ctx.log(Outcome(event=event, reason=action.reason), model=action.model, subject=action.instance_id)

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+
+from markserve.adapters.dynamodb_models import DynamoModelStore
+from markserve.adapters.memory import MemoryModelStore
+from markserve.errors import UnknownModel
+from markserve.ports import ModelStore
+from tests.builders import a_model_record
+from tests.contract.conftest import BACKENDS, create_table
+
+
+@pytest.fixture(params=BACKENDS)
+def store(request: pytest.FixtureRequest) -> ModelStore:
+    if request.param == "memory":
+        return MemoryModelStore()
+    client = request.getfixturevalue("aws")("dynamodb")
+    return DynamoModelStore(client, create_table(client, "models"))
+
+
+def test_model_store_returns_the_last_version_put_when_no_version_is_named(store: ModelStore) -> None:
+    first, second = a_model_record(version="1", created_at_s=10.0), a_model_record(version="2", created_at_s=20.0)
+
+    store.put(first)
+    store.put(second)
+
+    assert store.get("digits") == second
+    assert store.get("digits", "1") == first
+    assert store.versions("digits") == ["1", "2"]
+
+
+def test_model_store_orders_versions_by_age_and_not_by_name(store: ModelStore) -> None:
+    for version, created_at_s in (("10", 10.0), ("9", 9.0), ("b", 11.0)):
+        store.put(a_model_record(version=version, created_at_s=created_at_s))
+
+    assert store.versions("digits") == ["9", "10", "b"]
+
+
+def test_model_store_replaces_a_version_when_it_is_put_again(store: ModelStore) -> None:
+    store.put(a_model_record(max_batch_size=8))
+    store.put(a_model_record(max_batch_size=16))
+
+    assert store.versions("digits") == ["1"]
+    assert store.get("digits").max_batch_size == 16
+    assert store.get("digits", "1").max_batch_size == 16
+
+
+def test_model_store_lists_live_versions_by_name(store: ModelStore) -> None:
+    store.put(a_model_record(model="zebra"))
+    store.put(a_model_record(model="apple", version="1"))
+    store.put(a_model_record(model="apple", version="2"))
+
+    assert [(record.model, record.version) for record in store.list()] == [("apple", "2"), ("zebra", "1")]
+
+
+def test_model_store_raises_unknown_model_when_model_or_version_is_missing(store: ModelStore) -> None:
+    store.put(a_model_record())
+
+    with pytest.raises(UnknownModel, match="no model 'other'"):
+        store.get("other")
+    with pytest.raises(UnknownModel, match="no version '7' of model 'digits'"):
+        store.get("digits", "7")
+    assert store.versions("other") == []
+
+
+def test_model_store_forgets_every_version_when_a_model_is_deleted(store: ModelStore) -> None:
+    store.put(a_model_record(version="1"))
+    store.put(a_model_record(version="2"))
+    store.put(a_model_record(model="other"))
+
+    store.delete("digits")
+    store.delete("never-there")
+
+    assert store.versions("digits") == []
+    assert [record.model for record in store.list()] == ["other"]
+    with pytest.raises(UnknownModel):
+        store.get("digits", "1")
