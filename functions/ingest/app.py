@@ -1,0 +1,191 @@
+"""Metric ingestion: what the fronts saw becomes windows, and a burning objective becomes an event.
+
+Triggered by the metrics queue. A report that cannot be read is returned as failed, so that the queue sets it aside in
+its dead-letter queue, where an operator sees it; the others are not held up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from aws_lambda_powertools.metrics import MetricUnit, single_metric
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from markserve import wiring
+from markserve.core.slo import SloAssessment, SloWindow, assess
+from markserve.errors import InvalidRequest, Transient
+from markserve.messages import DecisionRecord, MetricsBatch, OutcomeCounts, SloAtRisk, decode
+from markserve.ports import ControlStore, EventPublisher, ParameterSource, WindowStore
+from markserve.telemetry import (
+    ARRIVALS,
+    BATCHES_APPLIED,
+    BATCHES_REPEATED,
+    BURN_RATE,
+    MESSAGES_UNREADABLE,
+    NAMESPACE,
+    SLO_ATTAINMENT,
+    logger,
+    metrics,
+    tracer,
+)
+
+RETENTION_S = 15 * 86400.0
+"""Two weeks of history to train on, and a day in case a training is late."""
+SLIDING_STEPS, SHORT_STEPS, LEAD_STEPS = 5.0, 0.5, 1.0
+"""The objective is judged over 5 planning steps (5 minutes), its burn rate over half a step, and the projection looks as far
+ahead as the next planned cycle: an event is worth raising only for what cannot wait for that."""
+ALERT_INTERVAL_S = 30.0
+"""Least time between two events of a model: a plan takes seconds to act on, and a launch minutes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """One message of the metrics queue."""
+
+    message_id: str
+    body: str
+
+
+@dataclass(kw_only=True, slots=True)
+class Ingested:
+    """What came of one delivery."""
+
+    failed_ids: list[str] = field(default_factory=list)
+    applied: int = 0
+    repeated: int = 0
+    unreadable: int = 0
+    arrivals: Counter[str] = field(default_factory=Counter)
+    assessments: dict[str, SloAssessment] = field(default_factory=dict)
+
+
+def run(
+    reports: Sequence[Report],
+    *,
+    windows: WindowStore,
+    control: ControlStore,
+    events: EventPublisher,
+    parameters: ParameterSource,
+    window_s: float,
+    step_s: float,
+    now_s: float,
+) -> Ingested:
+    """Add each report's counts to their windows once, then judge the objective of every model they touch."""
+    result = Ingested()
+    judged: set[str] = set()
+    for report in reports:
+        try:
+            batch = decode(report.body, MetricsBatch)
+            is_new = windows.apply(batch, expires_at_s=now_s + RETENTION_S)
+        except InvalidRequest as error:
+            logger.error("unreadable metrics, left to the dead-letter queue", extra={"message_id": report.message_id, "reason": str(error)})
+            result.unreadable += 1
+            result.failed_ids.append(report.message_id)
+        except Transient as error:
+            logger.warning("metrics not applied, to be retried", extra={"message_id": report.message_id, "reason": str(error)})
+            result.failed_ids.append(report.message_id)
+        else:
+            result.applied += is_new
+            result.repeated += not is_new
+            # Repeated ones too: the first delivery may have ended before its models were judged.
+            judged.update(counts.model for counts in batch.outcomes)
+            for arrival in batch.arrivals if is_new else ():
+                result.arrivals[arrival.model] += arrival.count
+    for model in sorted(judged):
+        try:
+            result.assessments[model] = _judge(
+                model, windows=windows, control=control, events=events, parameters=parameters, window_s=window_s, step_s=step_s, now_s=now_s
+            )
+        except Transient as error:
+            # The counts are safe, and the next report judges again: failing the messages would only repeat them.
+            logger.warning("objective not judged", extra={"model": model, "reason": str(error)})
+    return result
+
+
+def _judge(
+    model: str,
+    *,
+    windows: WindowStore,
+    control: ControlStore,
+    events: EventPublisher,
+    parameters: ParameterSource,
+    window_s: float,
+    step_s: float,
+    now_s: float,
+) -> SloAssessment:
+    """Judge one model's objective; raise the alarm when it is at risk, at most once per interval."""
+    slo = parameters.get(model).slo
+    sliding_s = SLIDING_STEPS * step_s
+    outcomes = windows.outcomes(model, since_s=now_s - sliding_s, until_s=now_s + window_s)
+    assessment = assess(
+        [_slo_window(counts) for counts in outcomes],
+        slo=slo,
+        now_s=now_s,
+        sliding_s=sliding_s,
+        # Less than two windows would judge by what happens to be reported first.
+        short_s=max(SHORT_STEPS * step_s, 2 * window_s),
+        lead_s=LEAD_STEPS * step_s,
+    )
+    if assessment.at_risk and control.claim(f"slo-at-risk#{model}", now_s=now_s, for_s=min(ALERT_INTERVAL_S, step_s)):
+        events.publish(
+            SloAtRisk(
+                model=model,
+                at_s=now_s,
+                attainment=assessment.attainment,
+                objective=slo.percentile,
+                requests=assessment.requests,
+                reason=assessment.reason,
+            )
+        )
+        control.log(
+            DecisionRecord(
+                at_s=now_s,
+                model=model,
+                subject=model,
+                event="slo_at_risk",
+                reason=assessment.reason,
+                detail={"attainment": assessment.attainment, "burn_rate": assessment.burn_rate, "requests": assessment.requests},
+            )
+        )
+    return assessment
+
+
+def _slo_window(counts: OutcomeCounts) -> SloWindow:
+    requests = counts.ok + counts.errors
+    return SloWindow(at_s=counts.window_at_s, requests=requests, within_slo=min(counts.within_slo, requests))
+
+
+@logger.inject_lambda_context
+@tracer.capture_lambda_handler
+@metrics.log_metrics
+def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:  # noqa: ARG001
+    """Ingest one delivery of the metrics queue; return the messages to be delivered again."""
+    result = run(
+        [Report(message_id=record["messageId"], body=record["body"]) for record in event.get("Records", ())],
+        windows=wiring.windows(),
+        control=wiring.control(),
+        events=wiring.events(),
+        parameters=wiring.parameters(),
+        window_s=wiring.settings().window_s,
+        step_s=wiring.settings().step_s,
+        now_s=time.time(),
+    )
+    logger.info("ingested", extra={"applied": result.applied, "repeated": result.repeated, "failed": len(result.failed_ids)})
+    metrics.add_metric(name=BATCHES_APPLIED, unit=MetricUnit.Count, value=result.applied)
+    metrics.add_metric(name=BATCHES_REPEATED, unit=MetricUnit.Count, value=result.repeated)
+    metrics.add_metric(name=MESSAGES_UNREADABLE, unit=MetricUnit.Count, value=result.unreadable)
+    for model, arrivals in result.arrivals.items():
+        _emit(model, ARRIVALS, MetricUnit.Count, arrivals)
+    for model, assessment in result.assessments.items():
+        _emit(model, SLO_ATTAINMENT, MetricUnit.NoUnit, assessment.attainment)
+        _emit(model, BURN_RATE, MetricUnit.NoUnit, assessment.burn_rate)
+    return {"batchItemFailures": [{"itemIdentifier": message_id} for message_id in result.failed_ids]}
+
+
+def _emit(model: str, name: str, unit: MetricUnit, value: float) -> None:
+    """Write one metric of one model; Powertools' `single_metric` keeps only the first it is given."""
+    with single_metric(name=name, unit=unit, value=value, namespace=NAMESPACE) as metric:
+        metric.add_dimension(name="model", value=model)

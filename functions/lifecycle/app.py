@@ -1,0 +1,95 @@
+"""Instance lifecycle: carries out one action of a plan, or follows one event about an instance.
+
+Actions come from the control cycle's Map state, events from EventBridge: EC2's own and those of our workers. Both may
+come twice and in any order, so every write is conditional or idempotent by `action_id`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from aws_lambda_powertools.metrics import MetricUnit
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from markserve import wiring
+from markserve.errors import InvalidRequest
+from markserve.lifecycle_actions import carry_out
+from markserve.lifecycle_context import LifecycleContext, Outcome
+from markserve.lifecycle_events import Notification, follow
+from markserve.messages import Action
+from markserve.ports import ControlStore, EventPublisher, Fleet, InstanceRegistry, ParameterSource, SpilloverInvoker
+from markserve.telemetry import (
+    CAPACITY_UNAVAILABLE,
+    INSTANCES_INTERRUPTED,
+    INSTANCES_LAUNCHED,
+    INSTANCES_TERMINATED,
+    logger,
+    metrics,
+    tracer,
+)
+
+METRICS: Mapping[str, Sequence[str]] = {
+    INSTANCES_LAUNCHED: ("instances_launched",),
+    INSTANCES_TERMINATED: ("instance_terminated", "instance_failed"),
+    INSTANCES_INTERRUPTED: ("instance_interrupted",),
+    CAPACITY_UNAVAILABLE: ("capacity_unavailable",),
+}
+"""Which outcomes each metric counts."""
+
+
+def parse(event: Mapping[str, Any]) -> Action | Notification:
+    """Read what is asked.
+
+    Raises
+    ------
+    InvalidRequest
+        If the event is neither an action nor an EventBridge event.
+    """
+    try:
+        command: Action | Notification = msgspec.convert(event, Action if "action" in event else Notification)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"neither an action nor an event: {error}") from error
+    return command
+
+
+def run(
+    command: Action | Notification,
+    *,
+    instances: InstanceRegistry,
+    control: ControlStore,
+    fleet: Fleet,
+    spillover: SpilloverInvoker,
+    events: EventPublisher,
+    parameters: ParameterSource,
+    now_s: float,
+) -> Outcome:
+    """Carry out an action once, or follow an event; an unknown event is a logged no-op."""
+    context = LifecycleContext(
+        instances=instances, control=control, fleet=fleet, spillover=spillover, events=events, parameters=parameters, now_s=now_s
+    )
+    return follow(command, context) if isinstance(command, Notification) else carry_out(command, context)
+
+
+@logger.inject_lambda_context
+@tracer.capture_lambda_handler
+@metrics.log_metrics
+def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:  # noqa: ARG001
+    """Carry out one action or follow one event; return what was done."""
+    outcome = run(
+        parse(event),
+        instances=wiring.instances(),
+        control=wiring.control(),
+        fleet=wiring.fleet(),
+        spillover=wiring.spillover(),
+        events=wiring.events(),
+        parameters=wiring.parameters(),
+        now_s=time.time(),
+    )
+    logger.info("done", extra={"outcome": outcome.event, "reason": outcome.reason})
+    for name, counted in METRICS.items():
+        if outcome.event in counted:
+            metrics.add_metric(name=name, unit=MetricUnit.Count, value=outcome.count)
+    return {"outcome": outcome.event, "reason": outcome.reason, "count": outcome.count}

@@ -1,0 +1,272 @@
+"""Planning: forecasts, fleet and prices become one plan for all models, and the actions that carry it out.
+
+Invoked by the control cycle with `{"trigger": "schedule" | "manual" | "slo_at_risk" | "interruption"}`; returns the
+actions for its Map state. A plan that lost the race against another one has no actions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import msgspec
+from aws_lambda_powertools.metrics import MetricUnit, single_metric
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from markserve import wiring
+from markserve.catalog import load_catalog
+from markserve.core.catalog import offerings
+from markserve.core.lifecycle import Decision, Step, apply, measured_launch_overhead_s, reconcile
+from markserve.core.planning import CapacityPlan, ModelDemand, Trigger, plan_capacity
+from markserve.core.types import Instance, InstanceState, Offering
+from markserve.errors import InvalidRequest, StaleWrite, Transient
+from markserve.history import StepGrid, recorded_steps
+from markserve.messages import DecisionRecord, PlanRecord
+from markserve.plan_inputs import model_demand
+from markserve.plan_records import plan_actions, plan_record
+from markserve.ports import ControlStore, Fleet, InstanceRegistry, ModelStore, ParameterSource, WindowStore
+from markserve.settings import Settings
+from markserve.telemetry import (
+    CAPACITY,
+    DEMAND,
+    HOURLY_COST,
+    INSTANCES_SERVING,
+    INSTANCES_STUCK,
+    NAMESPACE,
+    PLANS_STALE,
+    PLANS_STORED,
+    logger,
+    metrics,
+    tracer,
+)
+
+MEASURED_STEPS = 2
+"""Steps whose highest rate counts as the measured rate: one quiet minute must not look like the end of the load."""
+ORPHAN_MEMORY_S = 600.0
+"""How long a suspected orphan is remembered: several cycles, so that a missed one does not start over."""
+AT_RISK_MEMORY_S = 60.0
+"""Age up to which an alarm of the objective explains an urgent plan."""
+
+
+class PlanCommand(msgspec.Struct, frozen=True, kw_only=True):
+    """Why to plan; `model` names the one at risk, where the caller knows it."""
+
+    trigger: Literal["schedule", "manual", "slo_at_risk", "interruption"] = "schedule"
+    model: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Planned:
+    """What came of one cycle."""
+
+    record: PlanRecord | None
+    """None when another plan was stored first."""
+    serving: int = 0
+    stuck: int = 0
+
+
+def parse(event: Mapping[str, Any]) -> PlanCommand:
+    """Read the command.
+
+    Raises
+    ------
+    InvalidRequest
+        Naming what is wrong with the event.
+    """
+    try:
+        return msgspec.convert(event, PlanCommand)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(str(error), field="event") from error
+
+
+def run(
+    command: PlanCommand,
+    *,
+    models: ModelStore,
+    control: ControlStore,
+    windows: WindowStore,
+    instances: InstanceRegistry,
+    fleet: Fleet,
+    parameters: ParameterSource,
+    settings: Settings,
+    now_s: float,
+) -> Planned:
+    """Reconcile the registry with the cloud, plan, and store the plan with the actions it asks for."""
+    latest = control.latest_plan()
+    version = latest.version + 1 if latest else 1
+    # The instant keeps ids unique when a stack of the same name is made anew while instances of the old one linger.
+    plan_id = f"plan-{version:06d}-{int(now_s):08x}"
+
+    registered = instances.list()
+    decisions = reconcile(
+        instances=registered,
+        observed=fleet.describe(),
+        now_s=now_s,
+        heartbeat_timeout_s=settings.heartbeat_timeout_s,
+        suspected_orphans={name.removeprefix("orphan/") for name in control.claims("orphan/", now_s=now_s)},
+    )
+    current = apply(_recorded(decisions, registered, instances, now_s), registered, now_s=now_s)
+    tunables = parameters.get()
+    plan = plan_capacity(
+        demands=_demands(command, models, control, windows, parameters, current, settings, now_s),
+        instances=current,
+        offerings=_offerings(fleet, settings, measured_launch_overhead_s(registered, default_s=settings.launch_overhead_s)),
+        tunables=tunables,
+        unavailable={name.removeprefix("unavailable/") for name in control.claims("unavailable/", now_s=now_s)},
+        now_s=now_s,
+        plan_id=plan_id,
+        trigger=Trigger(command.trigger),
+        default_step_s=settings.step_s,
+        default_steps=settings.horizon_steps,
+    )
+    record = plan_record(plan, version, plan_actions(plan, decisions))
+    try:
+        control.put_plan(record)
+    except StaleWrite as error:
+        logger.warning("plan dropped: another one came first", extra={"plan_id": plan_id, "reason": str(error)})
+        return Planned(record=None)
+    _store_evidence(plan, current, registered, instances)
+    _log(plan, decisions, control, now_s)
+    return Planned(
+        record=record,
+        serving=sum(i.state is InstanceState.SERVING for i in current),
+        stuck=sum(d.step is Step.TERMINATE for d in decisions),
+    )
+
+
+def _recorded(decisions: Sequence[Decision], registered: Sequence[Instance], instances: InstanceRegistry, now_s: float) -> list[Decision]:
+    """Record the moves; leave out those that somebody else forestalled."""
+    states = {i.instance_id: i.state for i in registered}
+    done: list[Decision] = []
+    for decision in decisions:
+        if decision.step is Step.MOVE and decision.state is not None:
+            try:
+                instances.transition(
+                    decision.instance_id,
+                    expected=[states[decision.instance_id]],
+                    state=decision.state,
+                    at_s=now_s,
+                    reason=decision.reason,
+                )
+            except StaleWrite as error:
+                logger.info("instance moved on by itself", extra={"instance_id": decision.instance_id, "reason": str(error)})
+                continue
+        done.append(decision)
+    return done
+
+
+def _demands(
+    command: PlanCommand,
+    models: ModelStore,
+    control: ControlStore,
+    windows: WindowStore,
+    parameters: ParameterSource,
+    current: Sequence[Instance],
+    settings: Settings,
+    now_s: float,
+) -> list[ModelDemand]:
+    records = models.list()
+    at_risk = _models_at_risk(command, [record.model for record in records], control, now_s)
+    demands: list[ModelDemand] = []
+    for record in records:
+        forecast = control.latest_forecast(record.model)
+        recorded = recorded_steps(record.model, windows=windows, grid=StepGrid.of(settings), steps=MEASURED_STEPS, now_s=now_s)
+        demands.append(
+            model_demand(
+                record,
+                tunables=parameters.get(record.model),
+                forecast=forecast.to_forecast() if forecast else None,
+                measured_rate_rps=max((rate for rate in recorded.rates_rps if rate is not None), default=None),
+                instances=[i for i in current if i.model == record.model],
+                spillover_memory_mb=settings.spillover_memory_mb,
+                at_risk=record.model in at_risk,
+            )
+        )
+    return demands
+
+
+def _models_at_risk(command: PlanCommand, names: Sequence[str], control: ControlStore, now_s: float) -> set[str]:
+    """Return whose objective is at risk: the named model, else those with a recent alarm, else all."""
+    if command.trigger != "slo_at_risk":
+        return set()
+    if command.model is not None:
+        return {command.model}
+    recent = control.decisions(since_s=now_s - AT_RISK_MEMORY_S, until_s=now_s + 1)
+    return {decision.model for decision in recent if decision.event == "slo_at_risk"} or set(names)
+
+
+def _offerings(fleet: Fleet, settings: Settings, launch_overhead_s: float) -> tuple[Offering, ...]:
+    names = [name.strip() for name in settings.instance_types.split(",") if name.strip()]
+    try:
+        spot_prices = fleet.prices_usd_per_hour(names)
+    except Transient as error:
+        logger.warning("no live spot prices, planning with typical ones", extra={"reason": str(error)})
+        spot_prices = {}
+    pools, refusals = offerings(
+        load_catalog().entries,
+        instance_types=names,
+        zones=fleet.zones(),
+        spot_prices=spot_prices,
+        launch_overhead_s=launch_overhead_s,
+    )
+    for refusal in refusals:
+        logger.error("instance type passed over", extra={"reason": refusal})
+    return pools
+
+
+def _store_evidence(plan: CapacityPlan, current: Sequence[Instance], registered: Sequence[Instance], instances: InstanceRegistry) -> None:
+    """Store the counters that changed; only the plan that was stored counts."""
+    before = {i.instance_id: i for i in registered}
+    for instance in current:
+        counted = replace(instance, unwanted_cycles=plan.unwanted_cycles.get(instance.instance_id, instance.unwanted_cycles))
+        old = before[instance.instance_id]
+        if (old.missed_cycles, old.unwanted_cycles) != (counted.missed_cycles, counted.unwanted_cycles):
+            instances.count_evidence(instance.instance_id, missed_cycles=counted.missed_cycles, unwanted_cycles=counted.unwanted_cycles)
+
+
+def _log(plan: CapacityPlan, decisions: Sequence[Decision], control: ControlStore, now_s: float) -> None:
+    for decision in decisions:
+        if decision.step is Step.SUSPECT_ORPHAN:
+            control.claim(f"orphan/{decision.instance_id}", now_s=now_s, for_s=ORPHAN_MEMORY_S)
+        event = f"instance_{decision.state}" if decision.step is Step.MOVE else f"reconcile_{decision.step}"
+        control.log(DecisionRecord(at_s=now_s, model=decision.model, subject=decision.instance_id, event=event, reason=decision.reason))
+    for model in plan.models:
+        if model.infeasible is not None:
+            logger.error("objective cannot be met by any instance type", extra={"model": model.model, "reason": model.infeasible})
+            control.log(
+                DecisionRecord(at_s=now_s, model=model.model, subject=plan.plan_id, event="slo_infeasible", reason=model.infeasible)
+            )
+    logger.info("planned", extra={"plan_id": plan.plan_id, "reason": plan.reason})
+
+
+@logger.inject_lambda_context
+@tracer.capture_lambda_handler
+@metrics.log_metrics
+def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:  # noqa: ARG001
+    """Plan once; return the plan's id and its actions."""
+    planned = run(
+        parse(event),
+        models=wiring.models(),
+        control=wiring.control(),
+        windows=wiring.windows(),
+        instances=wiring.instances(),
+        fleet=wiring.fleet(),
+        parameters=wiring.parameters(),
+        settings=wiring.settings(),
+        now_s=time.time(),
+    )
+    if planned.record is None:
+        metrics.add_metric(name=PLANS_STALE, unit=MetricUnit.Count, value=1)
+        return {"plan_id": None, "actions": []}
+    record = planned.record
+    metrics.add_metric(name=PLANS_STORED, unit=MetricUnit.Count, value=1)
+    metrics.add_metric(name=HOURLY_COST, unit=MetricUnit.NoUnit, value=record.hourly_cost_usd)
+    metrics.add_metric(name=INSTANCES_SERVING, unit=MetricUnit.Count, value=planned.serving)
+    metrics.add_metric(name=INSTANCES_STUCK, unit=MetricUnit.Count, value=planned.stuck)
+    for model, demand_rps in record.demand_rps.items():
+        with single_metric(name=DEMAND, unit=MetricUnit.CountPerSecond, value=demand_rps, namespace=NAMESPACE) as metric:
+            metric.add_dimension(name="model", value=model)
+            metric.add_metric(name=CAPACITY, unit=MetricUnit.CountPerSecond, value=record.capacity_rps[model])
+    return {"plan_id": record.plan_id, "actions": [msgspec.to_builtins(action) for action in record.actions]}

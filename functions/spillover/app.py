@@ -1,0 +1,131 @@
+"""Inference on Lambda: computes at once what the workers cannot finish in time.
+
+Invoked by the front with an `InferenceRequest`, answered with an `Answer`; or by the lifecycle function with
+`{"warmup": true, "model": "digits", "hold_s": 1.0}`, which loads the model and holds the environment so that concurrent
+warm-ups take one each.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from markserve import wiring
+from markserve.core.types import Tier
+from markserve.errors import InferenceFailed, InvalidRequest, UnknownModel
+from markserve.messages import Answer, AnswerError, InferenceRequest, ModelRecord, decode, encode
+from markserve.payloads import fetch_inputs, offload_outputs
+from markserve.ports import BlobStore, ModelRunner, ModelStore
+from markserve.telemetry import logger, tracer
+
+HOLD_MAX_S = 10.0
+THREADS = 2
+"""Lambda gives the second vCPU at 3,538 MB; below it a second thread costs next to nothing."""
+
+
+class Runners:
+    """Loaded models of this environment; a model stays until the environment ends."""
+
+    def __init__(self, models: ModelStore, load: Callable[[ModelRecord], ModelRunner]) -> None:
+        self._models = models
+        self._load = load
+        self._loaded: dict[tuple[str, str], ModelRunner] = {}
+
+    def get(self, model: str, version: str | None) -> tuple[ModelRunner, bool]:
+        """Return the runner of a version (default: the live one), and whether it had to be loaded now."""
+        version = version or self._models.get(model).version
+        runner = self._loaded.get((model, version))
+        if runner is not None:
+            return runner, False
+        runner = self._load(self._models.get(model, version))
+        self._loaded[model, version] = runner
+        return runner, True
+
+
+def run(request: InferenceRequest, *, runners: Runners, blobs: BlobStore, now_s: Callable[[], float]) -> Answer:
+    """Compute one request; what is wrong with the request, or what the model makes of it, is part of the answer.
+
+    Raises
+    ------
+    ConfigurationError, Transient
+        If the model cannot be loaded: the front may try again.
+    """
+    received_at_s = now_s()
+    cold_start = False
+    try:
+        runner, cold_start = runners.get(request.model, request.model_version)
+        request = fetch_inputs(request, blobs)
+        started_at_s = now_s()
+        result = runner.run([request])[0]
+    except InvalidRequest as error:
+        started_at_s, result = now_s(), error
+    finished_at_s = now_s()
+    answer = Answer(
+        request_id=request.request_id,
+        tier=Tier.LAMBDA,
+        outputs=result.outputs if isinstance(result, Answer) else (),
+        error=None if isinstance(result, Answer) else _error(result),
+        batch_size=1,
+        queued_s=received_at_s - request.arrival_at_s,
+        batch_wait_s=started_at_s - received_at_s,
+        compute_s=finished_at_s - started_at_s,
+        finished_at_s=finished_at_s,
+        cold_start=cold_start,
+    )
+    return offload_outputs(answer, blobs)
+
+
+def warm_up(event: Mapping[str, Any], *, runners: Runners, now_s: Callable[[], float], sleep: Callable[[float], None]) -> dict[str, Any]:
+    """Load a model and hold this environment for a moment."""
+    started_at_s = now_s()
+    try:
+        _, cold_start = runners.get(str(event["model"]), None)
+    except UnknownModel as error:
+        # Deleted since it was planned for; nothing to warm, and nothing to retry.
+        return {"warm": False, "reason": str(error)}
+    hold_s = min(max(0.0, float(event.get("hold_s", 0.0))), HOLD_MAX_S)
+    sleep(max(0.0, hold_s - (now_s() - started_at_s)))
+    return {"warm": True, "cold_start": cold_start}
+
+
+def _error(outcome: Exception) -> AnswerError:
+    if isinstance(outcome, InvalidRequest):
+        return AnswerError(status=outcome.status, message=str(outcome))
+    if isinstance(outcome, InferenceFailed):
+        return AnswerError(status=500, message=str(outcome))
+    logger.error("inference failed", exc_info=outcome)
+    return AnswerError(status=500, message="inference failed")
+
+
+@lru_cache(maxsize=1)
+def _environment_runners() -> Runners:
+    return Runners(wiring.models(), lambda record: wiring.model_runner(record, tier=Tier.LAMBDA, threads=THREADS))
+
+
+@logger.inject_lambda_context
+@tracer.capture_lambda_handler(capture_response=False)
+def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:  # noqa: ARG001
+    """Compute one request, or warm this environment up."""
+    if event.get("warmup"):
+        warmed = warm_up(event, runners=_environment_runners(), now_s=time.time, sleep=time.sleep)
+        logger.info("warmed up", extra=warmed)
+        return warmed
+    request = decode(encode(event), InferenceRequest)
+    answer = run(request, runners=_environment_runners(), blobs=wiring.blobs(), now_s=time.time)
+    logger.info(
+        "computed",
+        extra={
+            "request_id": answer.request_id,
+            "model": request.model,
+            "cold_start": answer.cold_start,
+            "compute_s": round(answer.compute_s, 4),
+            "error": answer.error.message if answer.error else None,
+        },
+    )
+    reply: dict[str, Any] = json.loads(encode(answer))
+    return reply
