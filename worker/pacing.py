@@ -1,0 +1,134 @@
+"""How this worker paces itself: T(b), transport and objective as measured now, and the batch limits they give."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from markserve.core.batching import BatchAccumulator, BatchLimits, choose_batch_limits
+from markserve.core.estimators import DecayingQuantile, RateEstimate
+from markserve.core.profiles import LatencyEstimate
+from markserve.core.tunables import Tunables
+from markserve.errors import InfeasibleSlo
+from markserve.messages import InferenceRequest
+from markserve.telemetry import logger
+
+ItemT = TypeVar("ItemT")
+
+MARGIN_SHARE = 0.02
+"""Share of the objective kept for what is not measured: clock skew, thread wake-ups."""
+NOTICEABLE = 0.05
+"""Relative change of T(b) or of the budget that is worth choosing limits anew; less is noise."""
+RECEIVE_ROUND_TRIP_S = 0.05
+"""What the runner gets through while a receive call is under way is fetched ahead; about 20 ms on AWS, with slack."""
+OVERHEAD_QUANTILE = 0.98
+OVERHEAD_WINDOW = 100
+
+
+class Pacing(Generic[ItemT]):
+    """Estimates, limits and the accumulator they steer. Not thread-safe: the engine's lock guards it.
+
+    The latency budget of `choose_batch_limits` is what the objective leaves after everything else:
+
+        budget = RT_max - transport - reply overhead - spill reserve - margin
+
+    where transport is measured on requests that did not queue behind others, since waiting behind others is what
+    the budget is for; the reply overhead and the spill reserve (deadline - spill_at) arrive with the requests.
+    """
+
+    def __init__(self, *, estimate: LatencyEstimate, tunables: Tunables, max_batch_size: int, spill_reserve_s: float) -> None:
+        self._max_batch_size = max_batch_size
+        self._rt_max_s = tunables.rt_max_s
+        self._transport = DecayingQuantile(quantile=OVERHEAD_QUANTILE, value=0.0, window=OVERHEAD_WINDOW)
+        self._reply_overhead = DecayingQuantile(quantile=OVERHEAD_QUANTILE, value=0.0, window=OVERHEAD_WINDOW)
+        self._spill_reserve_s = spill_reserve_s if tunables.spillover_max_concurrency else 0.0
+        self._rate = RateEstimate()
+        self._chosen_budget_s = self.latency_budget_s
+        self._chosen_scale = estimate.scale
+        limits = _limits(estimate, self._chosen_budget_s, max_batch_size)
+        self.accumulator = BatchAccumulator[ItemT](limits=limits, estimate=estimate, margin_s=self._margin_s)
+
+    @property
+    def limits(self) -> BatchLimits:
+        """Limits in force."""
+        return self.accumulator.limits
+
+    @property
+    def transport_s(self) -> float:
+        """Arrival at the front to receipt here, for requests that did not queue behind others."""
+        return self._transport.value
+
+    @property
+    def latency_budget_s(self) -> float:
+        """What a request may spend here, waiting and computing."""
+        return self._rt_max_s - self._transport.value - self._reply_overhead.value - self._spill_reserve_s - self._margin_s
+
+    @property
+    def hold_limit(self) -> int:
+        """Rows worth holding: the next batch, and what the runner gets through while more is fetched.
+
+        More would wait here while another worker is idle.
+        """
+        return self.limits.max_batch_size + int(self.limits.service_rate_rps * RECEIVE_ROUND_TRIP_S) + 1
+
+    @property
+    def _margin_s(self) -> float:
+        return MARGIN_SHARE * self._rt_max_s
+
+    def arrival_rate_rps(self, now_s: float) -> float:
+        """Rate at which requests reach this worker."""
+        return self._rate.rate_rps(now_s)
+
+    def observe_receipt(self, requests: list[InferenceRequest], *, now_s: float, queue_was_empty: bool) -> None:
+        """Learn from one receive call; an empty one says that the rate is lower."""
+        self._rate = self._rate.observe(len(requests), now_s)
+        for request in requests:
+            if queue_was_empty:
+                self._transport = self._transport.observe(max(0.0, now_s - request.arrival_at_s))
+            if request.deadline_at_s is not None:
+                self._reply_overhead = self._reply_overhead.observe(request.reply_overhead_s)
+                self._spill_reserve_s = request.deadline_at_s - request.spill_at_s if request.spill_at_s is not None else 0.0
+        self._revise()
+
+    def observe_batch(self, *, rows: int, compute_s: float) -> None:
+        """Learn how long a batch took."""
+        if compute_s > 0:
+            self.accumulator.estimate = self.accumulator.estimate.observe(rows, compute_s)
+            self._revise()
+
+    def follow(self, tunables: Tunables) -> None:
+        """Adopt the operator's parameters."""
+        self._rt_max_s = tunables.rt_max_s
+        self._revise()
+
+    def _revise(self) -> None:
+        estimate, budget_s = self.accumulator.estimate, self.latency_budget_s
+        same_budget = abs(budget_s - self._chosen_budget_s) <= NOTICEABLE * abs(self._chosen_budget_s)
+        same_scale = abs(estimate.scale - self._chosen_scale) <= NOTICEABLE * self._chosen_scale
+        if same_budget and same_scale:
+            return
+        self._chosen_budget_s, self._chosen_scale = budget_s, estimate.scale
+        limits = _limits(estimate, budget_s, self._max_batch_size)
+        if limits.max_batch_size != self.limits.max_batch_size:
+            logger.info(
+                "batch limit %d -> %d (T(b) at %.2f of its profile): %s",
+                self.limits.max_batch_size,
+                limits.max_batch_size,
+                estimate.scale,
+                limits.reason,
+            )
+        self.accumulator.limits = limits
+
+
+def _limits(estimate: LatencyEstimate, budget_s: float, max_batch_size: int) -> BatchLimits:
+    try:
+        return choose_batch_limits(estimate=estimate, latency_budget_s=budget_s, max_batch_size=max_batch_size)
+    except InfeasibleSlo as error:
+        # Whoever planned this instance believed otherwise. Late answers, and Lambda's, are better than a dead worker.
+        latency_s = estimate.batch_latency_s(1)
+        return BatchLimits(
+            max_batch_size=1,
+            max_queue_delay_s=0.0,
+            service_rate_rps=1 / latency_s,
+            batch_latency_s=latency_s,
+            reason=f"one at a time, the objective cannot be met: {error}",
+        )

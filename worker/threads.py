@@ -1,0 +1,106 @@
+"""The worker's threads: each repeats one step of the engine until it has drained.
+
+Receivers (long polls), one runner (the only thread that computes), repliers, a heartbeat and a watch for the spot
+notice. The next batch fills while one runs. A thread that fails ends them all: half a worker would take messages and
+not answer them, while a dead one is replaced and its messages are redelivered.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from queue import SimpleQueue
+
+from markserve.errors import Transient
+from markserve.telemetry import logger
+from worker.engine import Engine
+from worker.lifeline import Lifeline
+from worker.mailbox import Finished
+
+REPLIERS = 8
+"""Answers stored at once: a conditional put takes 5-10 ms on AWS, so these keep up with about 1000 requests/s."""
+NOTICE_POLL_S = 2.0
+"""The spot notice comes two minutes ahead; AWS suggests looking every 5 s."""
+UNAVAILABLE_PAUSE_S = 1.0
+
+
+def serve(engine: Engine, lifeline: Lifeline, *, receivers: int, heartbeat_s: float) -> None:
+    """Run the engine's steps in threads until it has drained; raises what any of them raised."""
+    threads = _Threads(engine, lifeline, heartbeat_s)
+    loops: list[Callable[[], None]] = [
+        *[threads.receive] * receivers,
+        threads.run,
+        *[threads.reply] * REPLIERS,
+        threads.beat,
+        threads.watch,
+    ]
+    pool = ThreadPoolExecutor(max_workers=len(loops), thread_name_prefix="worker")
+    done, unfinished = wait([pool.submit(loop) for loop in loops], return_when=FIRST_EXCEPTION)
+    if unfinished:
+        threads.abandon()
+    pool.shutdown(wait=False)  # a thread stuck in a call or a batch must not keep a failed worker alive
+    for future in done:
+        future.result()
+
+
+class _Threads:
+    """The loops, and the queue of answers between them."""
+
+    def __init__(self, engine: Engine, lifeline: Lifeline, heartbeat_s: float) -> None:
+        self._engine = engine
+        self._lifeline = lifeline
+        self._heartbeat_s = heartbeat_s
+        self._replies: SimpleQueue[Finished | None] = SimpleQueue()
+        self._pause = threading.Event()
+
+    def receive(self) -> None:
+        """Poll while there is room."""
+        try:
+            while self._engine.wait_for_room():
+                try:
+                    refused = self._engine.receive()
+                except Transient as error:
+                    logger.warning("receiving failed, trying again: %s", error)
+                    self._pause.wait(UNAVAILABLE_PAUSE_S)
+                else:
+                    self._send(refused)
+        finally:
+            self._engine.receiver_ended()
+
+    def run(self) -> None:
+        """Compute batches; the last one to hand over answers, so it ends the repliers."""
+        while (batch := self._engine.wait_for_batch()) is not None:
+            self._send(self._engine.run(batch))
+        self._end_repliers()
+
+    def reply(self) -> None:
+        """Store answers."""
+        while (finished := self._replies.get()) is not None:
+            self._engine.reply(finished)
+
+    def beat(self) -> None:
+        """Give signs of life; a registry that does not answer is not a reason to stop serving."""
+        while not self._engine.wait_until_drained(self._heartbeat_s):
+            try:
+                self._lifeline.beat()
+            except Transient as error:
+                logger.warning("heartbeat failed: %s", error)
+
+    def watch(self) -> None:
+        """Look for a spot interruption notice."""
+        while not self._engine.wait_until_drained(NOTICE_POLL_S):
+            self._lifeline.heed_interruption()
+
+    def abandon(self) -> None:
+        """Make every loop return that is not stuck."""
+        self._engine.abandon()
+        self._end_repliers()
+
+    def _send(self, finished: list[Finished]) -> None:
+        for one in finished:
+            self._replies.put(one)
+
+    def _end_repliers(self) -> None:
+        for _ in range(REPLIERS):
+            self._replies.put(None)
