@@ -96,8 +96,9 @@ class Engine:
             now_s = self._clock()
             with self.changed:
                 requests = [one.request for one in received]
-                self._pacing.observe_receipt(requests, now_s=now_s, queue_was_empty=self._queue_was_empty)
-                self._queue_was_empty = len(received) < wanted
+                is_full = len(received) == wanted
+                self._pacing.observe_receipt(requests, now_s=now_s, queue_was_empty=self._queue_was_empty, is_full=is_full)
+                self._queue_was_empty = not is_full
             refused: list[Finished] = []
             for one in received:
                 judged = self._intake.judge(one, now_s)

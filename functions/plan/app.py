@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import msgspec
 from aws_lambda_powertools.metrics import MetricUnit, single_metric
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
@@ -21,9 +20,9 @@ from markserve.core.catalog import offerings
 from markserve.core.lifecycle import Decision, Step, apply, measured_launch_overhead_s, reconcile
 from markserve.core.planning import CapacityPlan, ModelDemand, Trigger, plan_capacity
 from markserve.core.types import Instance, InstanceState, Offering
-from markserve.errors import InvalidRequest, StaleWrite, Transient
+from markserve.errors import StaleWrite, Transient
 from markserve.history import StepGrid, recorded_steps
-from markserve.messages import DecisionRecord, PlanRecord
+from markserve.messages import DecisionRecord, Message, PlanRecord, from_plain, to_plain
 from markserve.plan_inputs import model_demand
 from markserve.plan_records import plan_actions, plan_record
 from markserve.ports import ControlStore, Fleet, InstanceRegistry, ModelStore, ParameterSource, WindowStore
@@ -50,7 +49,7 @@ AT_RISK_MEMORY_S = 60.0
 """Age up to which an alarm of the objective explains an urgent plan."""
 
 
-class PlanCommand(msgspec.Struct, frozen=True, kw_only=True):
+class PlanCommand(Message, frozen=True, kw_only=True):
     """Why to plan; `model` names the one at risk, where the caller knows it."""
 
     trigger: Literal["schedule", "manual", "slo_at_risk", "interruption"] = "schedule"
@@ -75,10 +74,7 @@ def parse(event: Mapping[str, Any]) -> PlanCommand:
     InvalidRequest
         Naming what is wrong with the event.
     """
-    try:
-        return msgspec.convert(event, PlanCommand)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(str(error), field="event") from error
+    return from_plain(event, PlanCommand)
 
 
 def run(
@@ -269,4 +265,4 @@ def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
         with single_metric(name=DEMAND, unit=MetricUnit.CountPerSecond, value=demand_rps, namespace=NAMESPACE) as metric:
             metric.add_dimension(name="model", value=model)
             metric.add_metric(name=CAPACITY, unit=MetricUnit.CountPerSecond, value=record.capacity_rps[model])
-    return {"plan_id": record.plan_id, "actions": [msgspec.to_builtins(action) for action in record.actions]}
+    return {"plan_id": record.plan_id, "actions": [to_plain(action) for action in record.actions]}

@@ -102,30 +102,41 @@ def _error(outcome: Exception) -> AnswerError:
     return AnswerError(status=500, message="inference failed")
 
 
-@lru_cache(maxsize=1)
-def _environment_runners() -> Runners:
-    return Runners(wiring.models(), lambda record: wiring.model_runner(record, tier=Tier.LAMBDA, threads=THREADS))
+Handler = Callable[[Mapping[str, Any], LambdaContext], dict[str, Any]]
 
 
-@logger.inject_lambda_context
-@tracer.capture_lambda_handler(capture_response=False)
-def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:  # noqa: ARG001
-    """Compute one request, or warm this environment up."""
-    if event.get("warmup"):
-        warmed = warm_up(event, runners=_environment_runners(), now_s=time.time, sleep=time.sleep)
-        logger.info("warmed up", extra=warmed)
-        return warmed
-    request = decode(encode(event), InferenceRequest)
-    answer = run(request, runners=_environment_runners(), blobs=wiring.blobs(), now_s=time.time)
-    logger.info(
-        "computed",
-        extra={
-            "request_id": answer.request_id,
-            "model": request.model,
-            "cold_start": answer.cold_start,
-            "compute_s": round(answer.compute_s, 4),
-            "error": answer.error.message if answer.error else None,
-        },
-    )
-    reply: dict[str, Any] = json.loads(encode(answer))
-    return reply
+def make_handler(wrap: Callable[[ModelRunner], ModelRunner] = lambda runner: runner, *, threads: int = THREADS) -> Handler:
+    """Compose the function; `wrap` decorates each runner it loads (the local system emulates Lambda's CPU share so)."""
+
+    @lru_cache(maxsize=1)
+    def runners() -> Runners:
+        return Runners(wiring.models(), lambda record: wrap(wiring.model_runner(record, tier=Tier.LAMBDA, threads=threads)))
+
+    @logger.inject_lambda_context
+    @tracer.capture_lambda_handler(capture_response=False)
+    def compute_or_warm(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:  # noqa: ARG001
+        """Compute one request, or warm this environment up."""
+        if event.get("warmup"):
+            warmed = warm_up(event, runners=runners(), now_s=time.time, sleep=time.sleep)
+            logger.info("warmed up", extra=warmed)
+            return warmed
+        request = decode(encode(event), InferenceRequest)
+        answer = run(request, runners=runners(), blobs=wiring.blobs(), now_s=time.time)
+        logger.info(
+            "computed",
+            extra={
+                "request_id": answer.request_id,
+                "model": request.model,
+                "cold_start": answer.cold_start,
+                "compute_s": round(answer.compute_s, 4),
+                "error": answer.error.message if answer.error else None,
+            },
+        )
+        reply: dict[str, Any] = json.loads(encode(answer))
+        return reply
+
+    handler: Handler = compute_or_warm
+    return handler
+
+
+handler = make_handler()

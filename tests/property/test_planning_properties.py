@@ -5,10 +5,10 @@ from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from markserve.core.planning import CapacityPlan, ModelDemand, SpillTier, Trigger, plan_capacity
 from markserve.core.tunables import Tunables
 from markserve.core.types import CapacityType, Forecast, Instance, InstanceState, Offering, WorkerStats
-
 from tests.builders import NOW_S, a_profile
 
 TYPES = {"small": 10.0, "medium": 21.0, "large": 45.0}

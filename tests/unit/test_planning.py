@@ -2,13 +2,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
 from markserve.core.capacity import Candidate, Room, SpotRules, prune
 from markserve.core.greedy import Choice, Task
-from markserve.core.planning import CapacityPlan, ModelDemand, SpillTier, Trigger, plan_capacity
+from markserve.core.notes import bounded
+from markserve.core.planning import CapacityPlan, ModelDemand, Rejected, SpillTier, Trigger, plan_capacity
 from markserve.core.search import improve
 from markserve.core.tunables import Tunables
 from markserve.core.types import BatchProfile, CapacityType, Forecast, Instance, InstanceState, Offering
-
 from tests.builders import MODEL, NOW_S, a_forecast, a_profile, a_spot_offering, an_instance, an_offering, worker_stats
 
 LARGE = an_offering()
@@ -607,3 +608,12 @@ def test_alternatives_are_bounded_when_there_are_thousands_of_offerings() -> Non
     assert len(result.alternatives) <= 40
     assert sum(bought(result).values()) > 0
     assert min(result.models[0].capacity_rps[3:]) >= 300.0
+
+
+def test_alternatives_end_with_a_count_when_there_are_too_many() -> None:
+    many = [Rejected(offering=f"t{n}", cost_usd=None, reason="too dear") for n in range(50)]
+
+    recorded = bounded([*many, many[0]])
+
+    assert (len(recorded), recorded[-1].reason) == (40, "11 more alternatives not recorded")
+    assert bounded([many[0], many[0]]) == (many[0],)

@@ -103,15 +103,30 @@ def test_async_request_is_never_dropped() -> None:
 
 def test_nothing_more_is_received_when_enough_is_held() -> None:
     rig = Rig()
-    hold = rig.pacing.hold_limit
-    for number in range(hold + 20):
+    for number in range(rig.pacing.limits.max_batch_size * 10):
         rig.send_async(f"r{number}")
 
-    for _ in range(10):
+    for _ in range(50):
         rig.receive()
 
-    assert rig.engine.stats().in_flight == hold
-    assert rig.queue.depth() == 20
+    in_flight = rig.engine.stats().in_flight
+    assert in_flight == rig.pacing.hold_limit
+    assert rig.queue.depth() == rig.pacing.limits.max_batch_size * 10 - in_flight
+
+
+def test_one_batch_is_held_when_there_is_no_backlog_and_several_behind_one() -> None:
+    rig = Rig()
+    alone = rig.pacing.hold_limit
+    rig.send_async("first")
+    rig.receive()
+    assert rig.pacing.hold_limit == alone
+
+    for number in range(100):
+        rig.send_async(f"r{number}")
+    rig.receive()
+    rig.receive()
+
+    assert rig.pacing.hold_limit == alone + 3 * rig.pacing.limits.max_batch_size
 
 
 def test_calls_of_the_queue_are_reported_as_the_queue_counts_them() -> None:

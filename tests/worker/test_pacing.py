@@ -36,7 +36,7 @@ def test_budget_shrinks_by_what_requests_bring_along() -> None:
     paced = pacing()
 
     batch = requests(100, spill_at_s=NOW_S + 0.17, reply_overhead_s=0.01)
-    paced.observe_receipt(batch, now_s=NOW_S + 0.02, queue_was_empty=True)
+    paced.observe_receipt(batch, now_s=NOW_S + 0.02, queue_was_empty=True, is_full=False)
 
     assert paced.transport_s == pytest.approx(0.02, abs=1e-6)
     assert paced.latency_budget_s == pytest.approx(0.2 - 0.02 - 0.01 - 0.03 - 0.004, abs=1e-6)
@@ -45,7 +45,7 @@ def test_budget_shrinks_by_what_requests_bring_along() -> None:
 def test_waiting_behind_others_is_not_taken_for_transport() -> None:
     paced = pacing()
 
-    paced.observe_receipt(requests(100, spill_at_s=NOW_S + 0.2), now_s=NOW_S + 0.15, queue_was_empty=False)
+    paced.observe_receipt(requests(100, spill_at_s=NOW_S + 0.2), now_s=NOW_S + 0.15, queue_was_empty=False, is_full=False)
 
     assert paced.transport_s == 0.0
 

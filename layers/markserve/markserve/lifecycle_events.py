@@ -9,9 +9,8 @@ import msgspec
 
 from markserve.core.lifecycle import observe_cloud_state
 from markserve.core.types import Instance, InstanceState
-from markserve.errors import InvalidRequest
 from markserve.lifecycle_context import ALREADY_STARTED, DRY_POOL_S, LifecycleContext, Outcome
-from markserve.messages import InstanceDrained, InstanceInterrupted, InstanceReady, decode, encode
+from markserve.messages import InstanceDrained, InstanceInterrupted, InstanceReady, decode, encode, from_plain
 from markserve.telemetry import logger
 
 INTERRUPTION_MEMORY_S = 600.0
@@ -38,10 +37,7 @@ class Ec2Detail(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _of_ours(detail: Mapping[str, Any], ctx: LifecycleContext) -> tuple[Ec2Detail, Instance | None]:
-    try:
-        parsed = msgspec.convert(detail, Ec2Detail)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(f"not an EC2 event: {error}", field="detail") from error
+    parsed = from_plain(detail, Ec2Detail)
     return parsed, ctx.find(parsed.instance_id)
 
 

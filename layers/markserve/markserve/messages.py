@@ -6,7 +6,7 @@ consumer can count it and move on. Raw tensor bytes are little-endian and row-ma
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -48,6 +48,28 @@ def decode(payload: bytes | str, message_type: type[MessageT]) -> MessageT:
             field="schema_version",
         )
     return message
+
+
+PlainT = TypeVar("PlainT")
+
+
+def from_plain(value: object, expected_type: type[PlainT]) -> PlainT:
+    """Validate plain JSON values, such as a Lambda event.
+
+    Raises
+    ------
+    InvalidRequest
+        Naming the field that is wrong.
+    """
+    try:
+        return msgspec.convert(value, expected_type)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"not a valid {getattr(expected_type, '__name__', 'payload')}: {error}") from error
+
+
+def to_plain(message: object) -> Any:
+    """Convert to plain JSON values, such as a Lambda's answer."""
+    return msgspec.to_builtins(message)
 
 
 # --- request path -----------------------------------------------------------------------------------------

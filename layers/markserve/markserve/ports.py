@@ -15,7 +15,6 @@ from markserve.core.tunables import Tunables
 from markserve.core.types import CapacityType, Instance, InstanceState, ObservedInstance, WorkerStats
 from markserve.messages import (
     Answer,
-    ArrivalWindow,
     DecisionRecord,
     ForecastRecord,
     InferenceRequest,

@@ -137,7 +137,7 @@ def fleet() -> Fleet:
     return Ec2Fleet(
         _client("ec2", read_timeout_s=BULK_READ_TIMEOUT_S),
         stack_name=settings().stack_name,
-        launch_template_id=settings().launch_template_id,  # planning looks, and never launches
+        launch_template_id=_named("launch_template_id"),
         subnet_ids=[subnet.strip() for subnet in _named("subnet_ids").split(",")],
         now=time.time,
     )

@@ -77,8 +77,6 @@ class Ec2Fleet:
         return launched
 
     def _fleet_request(self, command: LaunchInstances) -> dict[str, Any]:
-        if not self._launch_template_id:
-            raise ConfigurationError("no launch template: this process may look at the fleet, not launch")
         offering = command.offering
         spot = offering.capacity_type is CapacityType.SPOT
         tags = {

@@ -138,12 +138,11 @@ def prune(offers: Sequence[Candidate]) -> tuple[tuple[Candidate, ...], int]:
         What is kept, cheapest first, and how many were dropped.
     """
     kept: list[Candidate] = []
-    order = sorted(offers, key=lambda c: (c.offering.price_usd_per_hour, -c.capacity_rps, c.ready_step, c.is_spot, c.key))
+    order = sorted(offers, key=lambda c: (c.offering.price_usd_per_hour, -c.capacity_rps, c.offering.launch_overhead_s, c.is_spot, c.key))
     for candidate in order:
         dominators = sum(
             k.capacity_rps >= candidate.capacity_rps
-            and k.ready_step <= candidate.ready_step
-            and k.launch_cost_usd <= candidate.launch_cost_usd
+            and k.offering.launch_overhead_s <= candidate.offering.launch_overhead_s
             and (candidate.is_spot or not k.is_spot)
             for k in kept
         )

@@ -14,6 +14,8 @@ from markserve.core.greedy import Choice
 
 MAX_ROUNDS = 50
 """Moves in one plan; each must lower the cost, so this only bounds the time of a very large first plan."""
+SEARCHED_OFFERS = 24
+"""Offerings that moves bring in, the cheapest per request: a dear one loses anyway, and moves grow with their number."""
 LEAST_SAVING_USD = 1e-9
 """A smaller saving is rounding."""
 
@@ -53,8 +55,10 @@ def improve(choice: Choice, room: Room) -> tuple[Room, list[str]]:
         left = choice.left_rps
         best: tuple[tuple[float, float], str, Move] | None = None
         for move in _moves(choice):
+            if not _is_allowed(choice, move, left, room) or not _covers_as_much(choice, move, left):
+                continue
             after = _apply(choice.chosen, move)
-            if not _is_feasible(choice, move, after, left, room):
+            if choice.task.spot.refusal(after) is not None:
                 continue
             score = choice.task.score(after)
             if score < (unserved, cost_usd - LEAST_SAVING_USD) and (best is None or (score, move.text) < best[:2]):
@@ -73,11 +77,12 @@ def _moves(choice: Choice) -> Iterator[Move]:
     for existing in (c for c in choice.chosen if not c.is_new):
         yield Move(removed=(existing,), added=())
     planned = list(counted(choice.launches).values())
+    offers = sorted(choice.offers, key=lambda c: (c.usd_per_request, c.key))[:SEARCHED_OFFERS]
     for position, (one, number) in enumerate(planned):
         yield Move(removed=(one,), added=())
         pairs = [(one, one)] if number > 1 else []
         pairs += [(one, other) for other, _ in planned[position + 1 :]]
-        for offer in choice.offers:
+        for offer in offers:
             if offer.key != one.key:
                 yield Move(removed=(one,), added=(offer,))
                 yield Move(removed=(one,), added=(offer, offer))
@@ -93,25 +98,24 @@ def _apply(chosen: Sequence[Candidate], move: Move) -> list[Candidate]:
     return [*after, *move.added]
 
 
-def _is_feasible(choice: Choice, move: Move, after: Sequence[Candidate], left: Sequence[float], room: Room) -> bool:
-    if len(after) < choice.task.min_instances:
+def _is_allowed(choice: Choice, move: Move, left: Sequence[float], room: Room) -> bool:
+    if len(choice.chosen) - len(move.removed) + len(move.added) < choice.task.min_instances:
         return False
     saves_rent = sum(c.usd_per_s for c in move.added) < sum(c.usd_per_s for c in move.removed)
     if not saves_rent and max(left[choice.task.lead_step :]) <= EPSILON_RPS:
         return False  # where nothing is unmet, nothing but a lower rent can make it cheaper
-    given_back = [c.offering for c in move.removed if c.is_new]
-    left_room = room.after((c.offering for c in move.added), given_back=given_back)
+    if not move.added:
+        return True
+    left_room = room.after((c.offering for c in move.added), given_back=(c.offering for c in move.removed if c.is_new))
     # A ceiling may have been lowered below what runs already; a move must only not make that worse.
-    if move.added and (left_room.instances < min(0, room.instances) or left_room.usd_per_hour < min(0.0, room.usd_per_hour) - 1e-9):
-        return False
-    return _covers_as_much(choice, move, left) and choice.task.spot.refusal(after) is None
+    return left_room.instances >= min(0, room.instances) and left_room.usd_per_hour >= min(0.0, room.usd_per_hour) - 1e-9
 
 
 def _covers_as_much(choice: Choice, move: Move, left: Sequence[float]) -> bool:
-    for step in range(len(choice.task.demand_rps)):
-        lost = sum(c.capacity_rps for c in move.removed if c.ready_step <= step) - sum(
-            c.capacity_rps for c in move.added if c.ready_step <= step
-        )
-        if left[step] + lost > max(left[step], 0.0) + EPSILON_RPS:
+    # From the last step back: there everything is ready, so most moves that lose capacity fail at once.
+    for step in reversed(range(len(choice.task.demand_rps))):
+        gained = sum(c.capacity_rps for c in move.added if c.ready_step <= step)
+        lost = sum(c.capacity_rps for c in move.removed if c.ready_step <= step)
+        if left[step] + lost - gained > max(left[step], 0.0) + EPSILON_RPS:
             return False
     return True
