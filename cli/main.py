@@ -1,0 +1,36 @@
+"""The `markserve` command."""
+
+from __future__ import annotations
+
+import typer
+
+from cli import control, models, requests, system
+
+app = typer.Typer(
+    name="markserve",
+    help="Serve models within a latency objective at the least cost. Works on the local system (`markserve up`), or on the "
+    "stack that MARKSERVE_ variables name.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+for name, command, example in (
+    ("up", system.up, "markserve up --rt-max 1.5"),
+    ("down", system.down, "markserve down"),
+    ("status", system.status, "markserve status --json"),
+    ("demo", system.demo, "markserve demo --rate 8 --seconds 120"),
+    ("report", system.report, "markserve report --json"),
+    ("infer", requests.infer, "markserve infer digits image.npy    |    echo '[[[[0, ...]]]]' | markserve infer digits -"),
+    ("load", requests.load, "markserve load digits --rate 10 --seconds 30    |    markserve load digits --trace day.csv.gz --scale 0.1"),
+    ("profile", models.profile, "markserve profile digits --instance-type c5.large"),
+    ("explain", control.explain, "markserve explain    |    markserve explain --instance i-0abc"),
+):
+    app.command(name, epilog=f"Example: `{example}`")(command)
+app.add_typer(models.app, name="models")
+app.add_typer(control.app, name="params")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,167 @@
+"""`markserve models ...` and `markserve profile`: what is served, and how fast it is."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.console import BAD_USAGE, Problem, emit_json, emit_table, explained, out
+from cli.system import Json
+from cli.target import connect_to_stack
+from markserve.messages import ModelRecord, ProfilePointRecord, TensorSpec
+
+app = typer.Typer(help="Register and list models.", no_args_is_help=True)
+
+DEFAULT_BATCH_SIZES = "1,2,4,8,16,32"
+
+
+@app.command("register", epilog="Example: `markserve models register m m.pt --input image:FP32:-1,1,8,8 --output logits:FP32:-1,10`")
+@explained()
+def register(
+    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    artefact: Annotated[Path, typer.Argument(help="A TorchScript file.")],
+    inputs: Annotated[list[str], typer.Option("--input", help="NAME:DATATYPE:SHAPE, -1 being the batch; repeat for more.")],
+    outputs: Annotated[list[str], typer.Option("--output", help="NAME:DATATYPE:SHAPE; repeat for more.")],
+    version: Annotated[str | None, typer.Option(help="Default: the next whole number.")] = None,
+    max_batch_size: Annotated[int, typer.Option(min=2, max=1024)] = 64,
+    rt_max: Annotated[float | None, typer.Option(help="Latency objective of this model in seconds; default: the stack's.")] = None,
+    json: Json = False,
+) -> None:
+    """Store a model, prove that it runs, and make it live."""
+    if not artefact.is_file():
+        raise Problem(f"there is no file {artefact}", next_step="export one with torch.jit.save", code=BAD_USAGE)
+    specs = [_tensor_spec(text) for text in inputs], [_tensor_spec(text) for text in outputs]
+    connect_to_stack()
+    from markserve import wiring
+    from markserve.registration import ModelSpec, register_model
+
+    record = register_model(
+        ModelSpec(
+            model=model,
+            artefact=artefact.read_bytes(),
+            inputs=tuple(specs[0]),
+            outputs=tuple(specs[1]),
+            version=version,
+            max_batch_size=max_batch_size,
+            rt_max_s=rt_max,
+        ),
+        models=wiring.models(),
+        blobs=wiring.blobs(),
+        queues=wiring.work_queue_admin(),
+        parameters=wiring.parameter_writer(),
+        load=wiring.load_runner,
+        now_s=time.time(),
+    )
+    if json:
+        emit_json(record)
+        return
+    out.print(f"{record.model} version {record.version} is live")
+    if not record.profiles:
+        out.print(f"next: measure it with `markserve profile {record.model}`", highlight=False)
+
+
+def _tensor_spec(text: str) -> TensorSpec:
+    """Read NAME:DATATYPE:SHAPE.
+
+    >>> _tensor_spec("image:FP32:-1,1,8,8")
+    TensorSpec(name='image', datatype='FP32', shape=(-1, 1, 8, 8))
+    """
+    try:
+        name, datatype, shape = text.rsplit(":", 2)
+        return TensorSpec(name=name, datatype=datatype, shape=tuple(int(size) for size in shape.split(",")))
+    except ValueError:
+        raise Problem(f"{text!r} is not NAME:DATATYPE:SHAPE", next_step="such as image:FP32:-1,1,8,8", code=BAD_USAGE) from None
+
+
+@app.command("list", epilog="Example: `markserve models list --json`")
+@explained()
+def list_models(json: Json = False) -> None:
+    """List the live version of every model."""
+    connect_to_stack()
+    from markserve import wiring
+
+    records = wiring.models().list()
+    if json:
+        emit_json(records)
+        return
+    emit_table(
+        "Models",
+        ("model", "version", "inputs", "outputs", "profiled on"),
+        [(r.model, r.version, _specs_text(r.inputs), _specs_text(r.outputs), ", ".join(sorted(r.profiles)) or "nothing") for r in records],
+    )
+
+
+@app.command("show", epilog="Example: `markserve models show digits`")
+@explained()
+def show(
+    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    version: Annotated[str | None, typer.Option(help="Default: the live one.")] = None,
+    json: Json = False,
+) -> None:
+    """Show a model: tensors, artefact, versions, measured latencies."""
+    connect_to_stack()
+    from markserve import wiring
+
+    record = wiring.models().get(model, version)
+    if json:
+        emit_json(record)
+        return
+    emit_table(
+        f"{record.model} version {record.version}",
+        ("what", "value"),
+        [
+            ("versions", ", ".join(wiring.models().versions(model))),
+            ("inputs", _specs_text(record.inputs)),
+            ("outputs", _specs_text(record.outputs)),
+            ("artefact", f"{record.artefact_key} (sha256 {record.artefact_sha256})"),
+            ("max batch size", record.max_batch_size),
+        ],
+    )
+    _print_profiles(record)
+
+
+def _specs_text(specs: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in specs)
+
+
+def _print_profiles(record: ModelRecord) -> None:
+    rows = [(kind, *_point_cells(point)) for kind, points in sorted(record.profiles.items()) for point in points]
+    emit_table("Batch latency T(b)", ("on", "batch", "p50", "p98", "p99", "samples"), rows)
+
+
+def _point_cells(point: ProfilePointRecord) -> tuple[str, ...]:
+    latencies = (f"{value * 1000:.1f} ms" for value in (point.p50_s, point.p98_s, point.p99_s))
+    return (str(point.batch_size), *latencies, str(point.samples))
+
+
+@explained()
+def profile(
+    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    instance_type: Annotated[str | None, typer.Option(help="Store as this type's profile; default: each emulated size.")] = None,
+    batch_sizes: Annotated[str, typer.Option(help="Comma-separated.")] = DEFAULT_BATCH_SIZES,
+    samples: Annotated[int, typer.Option(min=1, max=10_000, help="Runs per batch size; p98 wants 50 or more.")] = 50,
+    json: Json = False,
+) -> None:
+    """Measure T(b) of a model here and store it: at the CPU share of an emulated size, else as fast as this machine is."""
+    try:
+        sizes = sorted({int(size) for size in batch_sizes.split(",")})
+    except ValueError:
+        raise Problem(
+            f"--batch-sizes {batch_sizes!r} is not a list of whole numbers", next_step="such as 1,2,4,8", code=BAD_USAGE
+        ) from None
+    connect_to_stack()
+    from local.cpu_share import CPU_SHARES
+    from local.model_setup import profile_on
+    from markserve import wiring
+    from markserve.profiling import sample_request
+
+    record = wiring.models().get(model)
+    for measured in [instance_type] if instance_type else sorted(CPU_SHARES):
+        record = profile_on(record, [sample_request(record)], instance_type=measured, batch_sizes=sizes, samples=samples)
+    if json:
+        emit_json(record.profiles)
+    else:
+        _print_profiles(record)

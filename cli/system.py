@@ -1,0 +1,207 @@
+"""`markserve up|down|status|demo|report`: the local system."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from cli.console import BAD_USAGE, FAILED, Problem, emit_json, emit_table, err, explained, out
+from cli.target import connect_to_stack, running_system
+from local.supervisor import SystemState, UpOptions, log_path, read_state, start_supervisor, state_dir, stop_supervisor
+
+START_TIMEOUT_S = 300.0
+POLL_S = 0.2
+SLIDING_S = 300.0
+"""Attainment is shown over the last five minutes."""
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+@explained()
+def up(
+    rt_max: Annotated[float, typer.Option(min=0.01, max=29.0, help="Latency objective in seconds.")] = UpOptions().rt_max_s,
+    sl_min: Annotated[float, typer.Option(min=0.5, max=0.9999, help="Share of requests to answer within it.")] = UpOptions().sl_min,
+    max_instances: Annotated[int, typer.Option(min=0, max=16, help="Most worker processes.")] = UpOptions().max_instances,
+    json: Json = False,
+) -> None:
+    """Start the local system in the background and keep it running."""
+    state = read_state()
+    if state is None or state.phase == "failed":
+        start_supervisor(UpOptions(rt_max_s=rt_max, sl_min=sl_min, max_instances=max_instances))
+    elif not json:
+        err.print("a local system is running already")
+    ready = _await_ready()
+    if json:
+        emit_json({"api_url": ready.api_url, "model": ready.model, "env": ready.env})
+        return
+    out.print(f"ready: {ready.api_url}", highlight=False, soft_wrap=True)
+    out.print(_curl(ready), markup=False, highlight=False, soft_wrap=True)
+
+
+def _await_ready() -> SystemState:
+    shown = 0
+    give_up_at_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < give_up_at_s:
+        state = read_state()
+        if state is not None:
+            for step in state.steps[shown:]:
+                err.print(step, markup=False, highlight=False)
+            shown = len(state.steps)
+            if state.phase == "ready":
+                return state
+            if state.phase == "failed":
+                raise Problem(f"the local system did not start: {state.failure}", next_step=f"read {log_path()}")
+        time.sleep(POLL_S)
+    raise Problem(f"the local system was not ready within {START_TIMEOUT_S:.0f} s", next_step=f"read {log_path()}, then `markserve down`")
+
+
+def _curl(state: SystemState) -> str:
+    row = [[0] * 8 for _ in range(8)]
+    body = f'{{"inputs": [{{"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [[{row}]]}}]}}'.replace(" ", "")
+    return f"curl -s {state.api_url}/v2/models/{state.model}/infer -H 'Content-Type: application/json' -d '{body}'"
+
+
+@explained()
+def down(json: Json = False) -> None:
+    """Stop the local system and everything it started."""
+    state = read_state()
+    if state is not None:
+        stop_supervisor(state)
+    if json:
+        emit_json({"stopped": state is not None})
+    else:
+        out.print("stopped" if state is not None else "nothing was running")
+
+
+@explained()
+def status(json: Json = False) -> None:
+    """Show what runs: instances, forecast, plan, queue, attainment."""
+    state = running_system()
+    connect_to_stack()
+    summary = _summary(state)
+    if json:
+        emit_json(summary)
+        return
+    out.print(f"running for {summary['uptime_s']:.0f} s at {state.api_url}", highlight=False, soft_wrap=True)
+    forecast, plan, service = summary["forecast"], summary["plan"], summary["service"]
+    emit_table(
+        "System",
+        ("what", "now"),
+        [
+            ("objective", f"{service['sl_min']:.1%} within {service['rt_max_s']:g} s"),
+            ("last five minutes", _service_text(service)),
+            ("queue", f"{summary['queue_depth']} messages waiting"),
+            ("forecast", f"at most {forecast['highest_rps']:.1f}/s ahead, by {forecast['forecaster']}" if forecast else "none yet"),
+            ("plan", plan["reason"] if plan else "none yet"),
+        ],
+    )
+    emit_table(
+        "Instances",
+        ("instance", "offering", "state", "answers", "why launched"),
+        [(i["instance_id"], i["offering"], i["state"], i["completed"], i["reason"]) for i in summary["instances"]],
+    )
+
+
+def _service_text(service: dict[str, Any]) -> str:
+    if not service["requests"]:
+        return "no requests"
+    tiers = ", ".join(f"{tier} {count}" for tier, count in service["by_tier"].items())
+    return f"{service['requests']} requests, {service['attainment']:.2%} in time; {tiers}"
+
+
+def _summary(state: SystemState) -> dict[str, Any]:
+    from markserve import wiring
+
+    now_s = time.time()
+    forecast, plan = wiring.control().latest_forecast(state.model), wiring.control().latest_plan()
+    return {
+        "api_url": state.api_url,
+        "uptime_s": now_s - state.started_at_s,
+        "models": [record.model for record in wiring.models().list()],
+        "service": _service(state.model, now_s=now_s),
+        "queue_depth": wiring.work_queue(wiring.models().get(state.model).queue_url).depth(),
+        "forecast": forecast
+        and {"forecaster": forecast.forecaster, "highest_rps": max(max(rates) for rates in forecast.rates_rps.values())},
+        "plan": plan and {"plan_id": plan.plan_id, "at_s": plan.created_at_s, "reason": plan.reason, "usd_per_hour": plan.hourly_cost_usd},
+        "instances": [
+            {
+                "instance_id": instance.instance_id,
+                "offering": instance.offering.key,
+                "state": instance.state,
+                "completed": instance.stats.completed,
+                "reason": instance.reason,
+            }
+            for instance in wiring.instances().list()
+            if instance.is_alive
+        ],
+    }
+
+
+def _service(model: str, *, now_s: float) -> dict[str, Any]:
+    """Objective and attainment of the last minutes, as the ingest function recorded them."""
+    from markserve import wiring
+
+    tunables = wiring.parameters().get(model)
+    outcomes = wiring.windows().outcomes(model, since_s=now_s - SLIDING_S, until_s=now_s)
+    by_tier: Counter[str] = Counter()
+    for counts in outcomes:
+        by_tier[str(counts.tier or "rejected")] += counts.ok + counts.errors
+    requests = by_tier.total()
+    return {
+        "rt_max_s": tunables.rt_max_s,
+        "sl_min": tunables.sl_min,
+        "requests": requests,
+        "attainment": sum(counts.within_slo for counts in outcomes) / requests if requests else None,
+        "by_tier": dict(by_tier),
+    }
+
+
+@explained()
+def demo(
+    rt_max: Annotated[float | None, typer.Option(min=0.01, max=29.0, help="Latency objective in seconds.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0.5, max=200.0, help="Requests per second at the end of the ramp.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=10.0, max=3600.0, help="Length of the load.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the arrivals.")] = None,
+    keep: Annotated[bool, typer.Option(help="Keep the system running after the report.")] = False,
+    json: Json = False,
+) -> None:
+    """Run the whole system under load, interrupt a spot instance, and report; exit 1 if a promise was broken."""
+    from local.demo import DemoSettings, run_demo
+    from local.report_text import print_report
+
+    chosen = {"rt_max_s": rt_max, "rate_rps": rate, "seconds": seconds, "seed": seed}
+    settings = DemoSettings(**{name: value for name, value in chosen.items() if value is not None})  # type: ignore[arg-type]  # each by its name
+    result = run_demo(settings, err if json else out, keep=keep, show=None if json else print_report)
+    if json:
+        emit_json(result)
+    else:
+        out.print(f"written: {settings.work_dir}/report.json, requests.csv, instances.csv", highlight=False, soft_wrap=True)
+    if result.shortfalls:
+        raise typer.Exit(FAILED)
+
+
+@explained()
+def report(
+    path: Annotated[Path | None, typer.Argument(help="A report.json; default: the last demo's.")] = None,
+    json: Json = False,
+) -> None:
+    """Print the report of the last demo again."""
+    from local.report import read_report
+    from local.report_text import print_report
+
+    path = path or state_dir() / "demo" / "report.json"
+    if not path.is_file():
+        raise Problem(f"there is no report at {path}", next_step="make one with `markserve demo`")
+    try:
+        found = read_report(path)
+    except msgspec.MsgspecError as error:
+        raise Problem(f"{path} is not a report: {error}", next_step="make one with `markserve demo`", code=BAD_USAGE) from error
+    if json:
+        emit_json(found)
+    else:
+        print_report(found, out)

@@ -1,0 +1,208 @@
+"""The whole system on this machine: embedded AWS, the repository's own template, a model, a fleet, a clock.
+
+`LocalSystem` starts everything in order and stops it in reverse. The demo, `markserve up` and the system tests are
+all this, with different settings.
+"""
+
+from __future__ import annotations
+
+import logging
+import urllib.request
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import boto3
+import numpy as np
+
+from local.connection import connect, connecting_variables
+from local.deployer import REPOSITORY, Clients, Deployment, deploy
+from local.digits import DigitsModel, train_digits
+from local.ec2_events import Ec2Events
+from local.embedded_aws import ACCOUNT_ID, REGION, EmbeddedAws, start_embedded_aws
+from local.fleet import LocalFleet
+from local.image_host import start_image_host
+from local.model_setup import profile_digits, profile_spillover, register_digits
+from local.processes import ProcessLedger, reap
+from local.ticker import ControlTicker
+from markserve import wiring
+from markserve.messages import ModelRecord
+
+logger = logging.getLogger(__name__)
+
+IMAGES = Path(__file__).resolve().parent / "images"
+IMAGE_FUNCTIONS = {"forecast": REPOSITORY / "functions", "spillover": IMAGES}
+"""Image functions and where the folders with their code are: spillover has a local composition."""
+READY_TIMEOUT_S = 30.0
+HELD_OUT_FILE = "held_out.npz"
+"""The digits that the model has not seen, for load generators in other processes."""
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemConfig:
+    """How a local system differs from one in AWS: smaller, faster-paced, on one machine."""
+
+    work_dir: Path
+    stack_name: str = "markserve"
+    rt_max_s: float = 1.0
+    sl_min: float = 0.98
+    max_instances: int = 6
+    max_hourly_cost_usd: float = 2.0
+    instance_types: str = "c5.large,c5.xlarge"
+    cycle_s: float = 5.0
+    """Interval of the control cycle, and planning step; a minute in AWS."""
+    window_s: float = 2.5
+    horizon_steps: int = 6
+    launch_delay_s: float = 3.0
+    """From a running EC2 record to a started worker process; minutes in AWS."""
+    worker_start_s: float = 4.0
+    """From a started worker process to readiness: Python, torch and the model."""
+    warm_api_environments: int = 24
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    """Operator parameters set after deployment, by their operators' names."""
+    enforce_iam: bool = False
+
+    def template_parameters(self) -> dict[str, str]:
+        """Parameters of template.yaml."""
+        return {
+            "LaunchesEnabled": "true",
+            "RtMaxS": f"{self.rt_max_s:g}",
+            "SlMin": f"{self.sl_min:g}",
+            "MaxInstances": str(self.max_instances),
+            "MaxHourlyCostUsd": f"{self.max_hourly_cost_usd:g}",
+            "InstanceTypes": self.instance_types,
+            "WindowS": f"{self.window_s:g}",
+            "StepS": f"{self.cycle_s:g}",
+            "HorizonSteps": str(self.horizon_steps),
+            "LaunchOverheadS": f"{self.launch_delay_s + self.worker_start_s:g}",
+            "HeartbeatTimeoutS": "5",
+            "ParameterRefreshS": "5",
+            # The embedded AWS's long polls wake on a 100 ms tick: short ones find messages sooner.
+            "ReceiveWaitS": "1",
+        }
+
+
+@dataclass(kw_only=True)
+class LocalSystem:
+    """A running local system; usable as a context manager."""
+
+    config: SystemConfig
+    note: Note
+    """Told of each step of the start."""
+    _parts: ExitStack = field(default_factory=ExitStack, init=False)
+    aws: EmbeddedAws = field(init=False)
+    deployment: Deployment = field(init=False)
+    model: DigitsModel = field(init=False)
+    record: ModelRecord = field(init=False)
+    fleet: LocalFleet = field(init=False)
+    ticker: ControlTicker = field(init=False)
+
+    def __enter__(self) -> LocalSystem:
+        try:
+            self._start()
+        except BaseException:
+            self._parts.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._parts.close()
+
+    def connecting_env(self) -> dict[str, str]:
+        """Variables with which another process reaches this system."""
+        return connecting_variables(self.deployment.settings_env())
+
+    def client(self, service: str) -> Any:
+        """Open a boto3 client on this system, as an observer."""
+        return boto3.client(service)  # type: ignore[call-overload]  # connected by environment; callers know the service
+
+    def _start(self) -> None:
+        config = self.config
+        config.work_dir.mkdir(parents=True, exist_ok=True)
+        ledger_path = config.work_dir / "processes.json"
+        for left in reap(ledger_path):
+            self.note(f"ended {left.name}, which an earlier run had left behind")
+        ledger = ProcessLedger(ledger_path)
+        with ThreadPoolExecutor(max_workers=1) as aside:
+            training = aside.submit(train_digits)
+            self._deploy(ledger)
+            self.note("training a CNN on scikit-learn's digits")
+            self.model = training.result()
+        np.savez(config.work_dir / HELD_OUT_FILE, images=self.model.images, labels=self.model.labels)
+        self.note(f"the model reads {self.model.accuracy:.1%} of {len(self.model.labels)} held-out digits correctly")
+        connect(self.deployment.settings_env())
+        for name, text in config.parameters.items():
+            wiring.parameter_writer().put(name, text)
+        self.record = register_digits(self.model)
+        self.note("measuring T(b) on the emulated instance sizes and on Lambda")
+        self.record = profile_digits(self.record, self.model)
+        self.record = profile_spillover(self.record, self.model)
+        self._start_fleet(ledger)
+        self.note(f"warming {config.warm_api_environments} environments of the api function")
+        warm_api(self.deployment.api_url, environments=config.warm_api_environments)
+
+    def _deploy(self, ledger: ProcessLedger) -> None:
+        config = self.config
+        self.note("starting the embedded AWS")
+        names = {f"{config.stack_name}-{function}": None for function in IMAGE_FUNCTIONS}
+        self.aws = start_embedded_aws(ledger=ledger, work_dir=config.work_dir, image_functions=names, enforce_iam=config.enforce_iam)
+        self._parts.callback(self.aws.stop)
+        self.note("deploying template.yaml through CloudFormation")
+        endpoint_url, ec2_endpoint_url = self.aws.endpoint_url, self.aws.ec2_endpoint_url
+        self.deployment = deploy(
+            clients=Clients.connect(endpoint_url=endpoint_url, ec2_endpoint_url=ec2_endpoint_url),
+            endpoint_url=endpoint_url,
+            ec2_endpoint_url=ec2_endpoint_url,
+            stack_name=config.stack_name,
+            parameters=config.template_parameters(),
+        )
+        for function, functions in IMAGE_FUNCTIONS.items():
+            host = start_image_host(
+                ledger=ledger,
+                work_dir=config.work_dir,
+                deployment=self.deployment,
+                function=function,
+                functions=functions,
+                port=self.aws.image_ports[f"{config.stack_name}-{function}"],
+            )
+            self._parts.callback(host.stop)
+
+    def _start_fleet(self, ledger: ProcessLedger) -> None:
+        config = self.config
+        self.fleet = LocalFleet(
+            ec2=self.client("ec2"),
+            events=Ec2Events(client=self.client("events"), region=REGION, account=ACCOUNT_ID),
+            stack_name=config.stack_name,
+            worker_env=self.deployment.worker_env(),
+            processes=ledger,
+            log_dir=config.work_dir,
+            launch_delay_s=config.launch_delay_s,
+        )
+        self.fleet.start()
+        self._parts.callback(self.fleet.stop)
+        self.ticker = ControlTicker(
+            states=self.client("stepfunctions"),
+            state_machine_arn=self.deployment.outputs["ControlStateMachineArn"],
+            cycle_s=config.cycle_s,
+        )
+        self.ticker.start()
+        self._parts.callback(self.ticker.stop)
+
+
+def warm_api(api_url: str, *, environments: int) -> None:
+    """Start environments of the api function, as provisioned concurrency would: they start when asked all at once."""
+
+    def ask(_: int) -> int:
+        with urllib.request.urlopen(f"{api_url}/v2/health/live", timeout=READY_TIMEOUT_S) as response:  # noqa: S310  # our own loopback URL
+            return int(response.status)
+
+    with ThreadPoolExecutor(max_workers=environments) as clients:
+        statuses = list(clients.map(ask, range(environments)))
+    if set(statuses) != {200}:
+        raise RuntimeError(f"the API answered {sorted(set(statuses))} to health checks, not 200")

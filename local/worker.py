@@ -1,0 +1,46 @@
+"""`python -m local.worker`: the worker, with its runner held to the CPU share of its instance type.
+
+The same composition as on EC2; only the runner is wrapped. `MARKSERVE_LOCAL_CPU_SHARES` (JSON, share by instance
+type) replaces the built-in shares.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import msgspec
+
+from local.cpu_share import CPU_SHARES, CpuShareRunner
+from markserve.errors import ConfigurationError
+from markserve.ports import ModelRunner
+from worker.main import run_process
+
+
+def cpu_share(environ: Mapping[str, str]) -> float:
+    """Share of a core that this process emulates.
+
+    Raises
+    ------
+    ConfigurationError
+        If the shares do not parse, or there is none for the instance type.
+    """
+    text = environ.get("MARKSERVE_LOCAL_CPU_SHARES", "").strip()
+    try:
+        shares = msgspec.json.decode(text, type=dict[str, float]) if text else CPU_SHARES
+    except msgspec.MsgspecError as error:
+        raise ConfigurationError(f"MARKSERVE_LOCAL_CPU_SHARES={text!r} is not a JSON object of numbers: {error}") from error
+    instance_type = environ.get("MARKSERVE_INSTANCE_TYPE", "")
+    if instance_type not in shares:
+        raise ConfigurationError(f"no CPU share for instance type {instance_type!r}; there is one for {', '.join(sorted(shares))}")
+    return shares[instance_type]
+
+
+if __name__ == "__main__":
+    share = cpu_share(os.environ)
+
+    def wrap(runner: ModelRunner) -> ModelRunner:
+        """Hold a loaded model to the share."""
+        return CpuShareRunner(runner, share)
+
+    run_process(wrap, threads=1)
