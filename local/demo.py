@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -72,7 +73,10 @@ class DemoSettings:
             rt_max_s=self.rt_max_s,
             sl_min=self.sl_min,
             cycle_s=self.cycle_s,
-            parameters={"scale-in-cycles": "2", "warm-environments-max": "4"},
+            # Each request holds an environment while it waits. One that has to be started takes a second of a core, which
+            # in a burst would starve all others.
+            warm_api_environments=math.ceil(BURST_FACTOR * self.rate_rps * self.rt_max_s),
+            parameters={"scale-in-cycles": "2", "warm-environments-max": "8"},
         )
 
 

@@ -29,6 +29,9 @@ STOP_GRACE_S = 5.0
 # The emulator keeps one process per Lambda function and reaps the rest after this. AWS keeps them for 5-15 minutes; a
 # laptop wants its memory back sooner, and a demo's quiet phases are not to be all cold starts.
 WARM_LAMBDA_TTL_S = 120
+# Every running Lambda holds one of the embedded AWS's threads and needs another for each AWS call that it makes: with its
+# default of 64, 64 requests at once would wait for one another for ever.
+WORKER_THREADS = 512
 _HEALTH_POLL_S = 0.1
 
 
@@ -139,6 +142,7 @@ def start_embedded_aws(
         "PERSIST_STATE": "0",
         "LAMBDA_EXECUTOR": "local",
         "LAMBDA_WARM_TTL_SECONDS": str(WARM_LAMBDA_TTL_S),
+        "MINISTACK_WORKER_THREADS": str(WORKER_THREADS),
         "LOG_LEVEL": "WARNING",
         "AUTH": str(enforce_iam).lower(),
         **{f"MINISTACK_LAMBDA_PROXY_{name}": f"http://127.0.0.1:{image_port}/" for name, image_port in image_ports.items()},
