@@ -56,6 +56,12 @@ def infer(
         )
 
 
+def _figure_text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {share:.1%}" for name, share in value.items()) or "-"
+    return "-" if value is None else _value_text(value)
+
+
 def _value_text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
@@ -201,8 +207,7 @@ def _print_load(records: list[RequestRecord], *, target: LoadTarget, rt_max_s: f
     if as_json:
         emit_json(figures)
     else:
-        values = msgspec.structs.asdict(figures).items()
-        rows = [(name, f"{value:.4g}" if isinstance(value, float) else value) for name, value in values]
+        rows = [(name, _figure_text(value)) for name, value in msgspec.structs.asdict(figures).items()]
         emit_table(f"Load on {target.model}", ("figure", "value"), rows)
     unanswered = [record for record in records if not record.is_answered]
     if unanswered:

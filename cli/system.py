@@ -12,7 +12,7 @@ import typer
 
 from cli.console import BAD_USAGE, FAILED, Problem, emit_json, emit_table, err, explained, out
 from cli.target import connect_to_stack, running_system
-from local.supervisor import SystemState, UpOptions, log_path, read_state, start_supervisor, state_dir, stop_supervisor
+from local.supervisor import SystemState, UpOptions, log_path, read_state, start_supervisor, state_dir, stop_supervisor, work_dir
 
 START_TIMEOUT_S = 300.0
 POLL_S = 0.2
@@ -61,9 +61,8 @@ def _await_ready() -> SystemState:
 
 
 def _curl(state: SystemState) -> str:
-    row = [[0] * 8 for _ in range(8)]
-    body = f'{{"inputs": [{{"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [[{row}]]}}]}}'.replace(" ", "")
-    return f"curl -s {state.api_url}/v2/models/{state.model}/infer -H 'Content-Type: application/json' -d '{body}'"
+    body = work_dir() / "digit.json"
+    return f"curl -s {state.api_url}/v2/models/{state.model}/infer -H 'Content-Type: application/json' -d @{body}"
 
 
 @explained()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from local.embedded_server import OBSERVER_APP_ID
 from markserve import wiring
@@ -16,10 +16,27 @@ def connecting_variables(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if name.startswith(CONNECTING)}
 
 
-def connect(env: Mapping[str, str]) -> None:
-    """Have `markserve.wiring` talk to the stack that `env` names, as an observer whose calls are not billed to a run."""
-    os.environ.update(connecting_variables(env))
-    os.environ["AWS_SDK_UA_APP_ID"] = OBSERVER_APP_ID
+def connect(env: Mapping[str, str]) -> Callable[[], None]:
+    """Have `markserve.wiring` talk to the stack that `env` names, as an observer whose calls are not billed to a run.
+
+    Returns
+    -------
+    disconnect
+        Restores what the environment said before.
+    """
+    before = connecting_variables(os.environ)
+    _become({**connecting_variables(env), "AWS_SDK_UA_APP_ID": OBSERVER_APP_ID})
+
+    def disconnect() -> None:
+        _become(before)
+
+    return disconnect
+
+
+def _become(variables: Mapping[str, str]) -> None:
+    for name in connecting_variables(os.environ):
+        del os.environ[name]
+    os.environ.update(variables)
     for builder in vars(wiring).values():
         if hasattr(builder, "cache_clear"):
             builder.cache_clear()

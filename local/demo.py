@@ -43,7 +43,7 @@ class DemoSettings:
 
     rt_max_s: float = 2.0
     sl_min: float = 0.98
-    rate_rps: float = 10.0
+    rate_rps: float = 8.0
     """Rate at the end of the ramp."""
     seconds: float = 150.0
     """Length of the load, all phases together."""

@@ -28,7 +28,7 @@ START_TIMEOUT_S = 60.0
 STOP_GRACE_S = 5.0
 # The emulator keeps one process per Lambda function and reaps the rest after this. AWS keeps them for 5-15 minutes; a
 # laptop wants its memory back sooner, and a demo's quiet phases are not to be all cold starts.
-WARM_LAMBDA_TTL_S = 120
+WARM_LAMBDA_TTL_S = 300
 # Every running Lambda holds one of the embedded AWS's threads and needs another for each AWS call that it makes: with its
 # default of 64, 64 requests at once would wait for one another for ever.
 WORKER_THREADS = 512

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -88,3 +89,10 @@ def held_out_samples(model: DigitsModel) -> list[Sample]:
     return [
         Sample(tensor=np.ascontiguousarray(image[None]), label=int(label)) for image, label in zip(model.images, model.labels, strict=True)
     ]
+
+
+def sample_body(model: DigitsModel) -> dict[str, Any]:
+    """Write one held-out digit as the JSON body of an inference request."""
+    (spec,) = INPUTS
+    image = model.images[:1]
+    return {"inputs": [{"name": spec.name, "datatype": spec.datatype, "shape": list(image.shape), "data": image.ravel().tolist()}]}

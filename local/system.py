@@ -6,18 +6,19 @@ all this, with different settings.
 
 from __future__ import annotations
 
+import json
 import logging
-import urllib.request
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import numpy as np
+from botocore.config import Config
 
 from local.connection import connect, connecting_variables
 from local.deployer import REPOSITORY, Clients, Deployment, deploy
@@ -26,20 +27,27 @@ from local.ec2_events import Ec2Events
 from local.embedded_aws import ACCOUNT_ID, REGION, EmbeddedAws, start_embedded_aws
 from local.fleet import LocalFleet
 from local.image_host import start_image_host
-from local.model_setup import profile_digits, profile_spillover, register_digits
+from local.model_setup import profile_digits, profile_spillover, register_digits, sample_body
 from local.processes import ProcessLedger, reap
 from local.ticker import ControlTicker
 from markserve import wiring
 from markserve.messages import ModelRecord
+
+if TYPE_CHECKING:
+    from mypy_boto3_lambda import LambdaClient
 
 logger = logging.getLogger(__name__)
 
 IMAGES = Path(__file__).resolve().parent / "images"
 IMAGE_FUNCTIONS = {"forecast": REPOSITORY / "functions", "spillover": IMAGES}
 """Image functions and where the folders with their code are: spillover has a local composition."""
-READY_TIMEOUT_S = 30.0
+READY_TIMEOUT_S = 120.0
+WARM_UP_HOLD_S = 2.0
+"""Long enough that no environment is free again before the last one was asked for."""
 HELD_OUT_FILE = "held_out.npz"
 """The digits that the model has not seen, for load generators in other processes."""
+SAMPLE_REQUEST_FILE = "digit.json"
+"""A request to try the endpoint with."""
 
 Note = Callable[[str], None]
 
@@ -135,8 +143,9 @@ class LocalSystem:
             self.note("training a CNN on scikit-learn's digits")
             self.model = training.result()
         np.savez(config.work_dir / HELD_OUT_FILE, images=self.model.images, labels=self.model.labels)
+        (config.work_dir / SAMPLE_REQUEST_FILE).write_text(json.dumps(sample_body(self.model)), encoding="utf-8")
         self.note(f"the model reads {self.model.accuracy:.1%} of {len(self.model.labels)} held-out digits correctly")
-        connect(self.deployment.settings_env())
+        self._parts.callback(connect(self.deployment.settings_env()))
         for name, text in config.parameters.items():
             wiring.parameter_writer().put(name, text)
         self.record = register_digits(self.model)
@@ -145,7 +154,10 @@ class LocalSystem:
         self.record = profile_spillover(self.record, self.model)
         self._start_fleet(ledger)
         self.note(f"warming {config.warm_api_environments} environments of the api function")
-        warm_api(self.deployment.api_url, environments=config.warm_api_environments)
+        patient = Config(read_timeout=READY_TIMEOUT_S, max_pool_connections=config.warm_api_environments, retries={"total_max_attempts": 1})
+        warm_api(
+            boto3.client("lambda", config=patient), self.deployment.outputs["ApiFunctionName"], environments=config.warm_api_environments
+        )
 
     def _deploy(self, ledger: ProcessLedger) -> None:
         config = self.config
@@ -195,14 +207,20 @@ class LocalSystem:
         self._parts.callback(self.ticker.stop)
 
 
-def warm_api(api_url: str, *, environments: int) -> None:
-    """Start environments of the api function, as provisioned concurrency would: they start when asked all at once."""
+def warm_api(lambda_: LambdaClient, function_name: str, *, environments: int) -> None:
+    """Start environments of the api function, as provisioned concurrency would: they start when asked all at once.
 
-    def ask(_: int) -> int:
-        with urllib.request.urlopen(f"{api_url}/v2/health/live", timeout=READY_TIMEOUT_S) as response:  # noqa: S310  # our own loopback URL
-            return int(response.status)
+    Raises
+    ------
+    RuntimeError
+        If one does not start.
+    """
 
-    with ThreadPoolExecutor(max_workers=environments) as clients:
-        statuses = list(clients.map(ask, range(environments)))
-    if set(statuses) != {200}:
-        raise RuntimeError(f"the API answered {sorted(set(statuses))} to health checks, not 200")
+    def start(_: int) -> str:
+        response = lambda_.invoke(FunctionName=function_name, Payload=json.dumps({"warmup": True, "hold_s": WARM_UP_HOLD_S}))
+        return response.get("FunctionError", "")
+
+    with ThreadPoolExecutor(max_workers=environments) as callers:
+        failures = [failure for failure in callers.map(start, range(environments)) if failure]
+    if failures:
+        raise RuntimeError(f"{len(failures)} of {environments} environments of {function_name} did not start: {failures[0]}")

@@ -101,7 +101,8 @@ def panel(snapshot: Snapshot) -> Panel:
     table.add_row("queue", f"{snapshot.queue_depth} messages waiting")
     table.add_row("in time", _attainment_text(now.attainment, snapshot.slo))
     table.add_row("answered by", _tier_text(now))
-    bar = ProgressBar(total=snapshot.total_s, completed=min(snapshot.elapsed_s, snapshot.total_s), width=None)
+    bar = Table.grid(expand=True)
+    bar.add_row(ProgressBar(total=snapshot.total_s, completed=min(snapshot.elapsed_s, snapshot.total_s)))
     log = [Text(f"{decision.event}: {decision.reason}", style="dim", overflow="ellipsis", no_wrap=True) for decision in snapshot.decisions]
     title = f"markserve demo - {snapshot.phase} - {snapshot.elapsed_s:.0f} of {snapshot.total_s:.0f} s"
     return Panel(Group(bar, table, *log[-SHOWN_DECISIONS:]), title=title, title_align="left")

@@ -87,6 +87,6 @@ def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
     )
     logger.info("done", extra={"outcome": outcome.event, "reason": outcome.reason})
     for name, counted in METRICS.items():
-        if outcome.event in counted:
-            metrics.add_metric(name=name, unit=MetricUnit.Count, value=outcome.count)
+        # Zeros too: a metric without data points looks like a function that does not run.
+        metrics.add_metric(name=name, unit=MetricUnit.Count, value=outcome.count if outcome.event in counted else 0)
     return {"outcome": outcome.event, "reason": outcome.reason, "count": outcome.count}

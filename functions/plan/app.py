@@ -262,7 +262,8 @@ def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
     metrics.add_metric(name=INSTANCES_SERVING, unit=MetricUnit.Count, value=planned.serving)
     metrics.add_metric(name=INSTANCES_STUCK, unit=MetricUnit.Count, value=planned.stuck)
     for model, demand_rps in record.demand_rps.items():
-        with single_metric(name=DEMAND, unit=MetricUnit.CountPerSecond, value=demand_rps, namespace=NAMESPACE) as metric:
-            metric.add_dimension(name="model", value=model)
-            metric.add_metric(name=CAPACITY, unit=MetricUnit.CountPerSecond, value=record.capacity_rps[model])
+        # One each: `single_metric` holds exactly one and drops a second without a word.
+        for name, rate_rps in ((DEMAND, demand_rps), (CAPACITY, record.capacity_rps[model])):
+            with single_metric(name=name, unit=MetricUnit.CountPerSecond, value=rate_rps, namespace=NAMESPACE) as metric:
+                metric.add_dimension(name="model", value=model)
     return {"plan_id": record.plan_id, "actions": [to_plain(action) for action in record.actions]}

@@ -70,6 +70,7 @@ def test_panel_shows_fleet_plan_forecast_and_decisions() -> None:
 
     for text in (
         "20 of 100 s",
+        "5 sent, 4 answered",
         forecast.forecaster,
         plan.trigger,
         decision.reason,

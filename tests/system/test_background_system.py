@@ -1,0 +1,71 @@
+"""`markserve up` to `markserve down`, as a user types it; before the other tests' system starts, two would share the cores."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import psutil
+import pytest
+
+from local.supervisor import SystemState
+from tests.system.conftest import is_open
+from tests.system.live import eventually
+
+pytestmark = pytest.mark.system
+
+MARKSERVE = Path(sys.executable).parent / "markserve"
+COMMAND_TIMEOUT_S = 200.0
+
+
+def markserve(state_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "MARKSERVE_LOCAL_DIR": str(state_dir)}
+    return subprocess.run([MARKSERVE, *arguments], env=env, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)  # noqa: S603
+
+
+def printed(state_dir: Path, *arguments: str) -> Any:
+    done = markserve(state_dir, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_system_serves_between_up_and_down_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    state_dir = tmp_path / "state"
+    try:
+        up = printed(state_dir, "up", "--rt-max", "2.5", "--max-instances", "2")
+        state = msgspec.json.decode((state_dir / "state.json").read_bytes(), type=SystemState)
+        supervisor = psutil.Process(state.process.pid)
+
+        image = tmp_path / "image.npy"
+        np.save(image, np.zeros((1, 1, 8, 8), np.float32))
+        answer = printed(state_dir, "infer", "digits", str(image))
+        assert [output["shape"] for output in answer["outputs"]] == [[1, 10]]
+
+        status = printed(state_dir, "status")
+        assert status["models"] == ["digits"]
+        assert status["service"]["rt_max_s"] == 2.5
+        assert status["api_url"] == up["api_url"]
+
+        assert printed(state_dir, "params", "get", "max-instances") == {"max-instances": 2}
+        assert printed(state_dir, "params", "set", "headroom", "1.2") == {"headroom": 1.2}
+        assert printed(state_dir, "params", "get", "headroom") == {"headroom": 1.2}
+        refused = markserve(state_dir, "params", "set", "headroom", "12")
+        assert refused.returncode == 2
+        assert "above the highest allowed value 3" in refused.stderr
+
+        eventually("there is a plan to explain", lambda: markserve(state_dir, "explain").returncode == 0)
+        assert printed(state_dir, "explain")["plan_id"].startswith("plan-")
+
+        processes = [supervisor, *supervisor.children(recursive=True)]
+    finally:
+        stopped = printed(state_dir, "down")
+    assert stopped == {"stopped": True}
+    assert [process for process in processes if process.is_running()] == []
+    assert not is_open(up["api_url"])
+    assert markserve(state_dir, "status").returncode == 1
