@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
@@ -15,6 +16,14 @@ from local.system import LocalSystem, SystemConfig
 from tests.system.live import CLIENTS, eventually, serving
 
 WORKER_TIMEOUT_S = 120.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run what starts a system of its own before the shared one starts: two at once would share the cores."""
+    here = [index for index, item in enumerate(items) if Path(__file__).parent in item.path.parents]
+    ordered = sorted((items[index] for index in here), key=lambda item: "running" in getattr(item, "fixturenames", ()))
+    for index, item in zip(here, ordered, strict=True):
+        items[index] = item
 
 
 @pytest.fixture(scope="package")

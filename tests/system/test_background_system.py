@@ -1,4 +1,4 @@
-"""`markserve up` to `markserve down`, as a user types it; before the other tests' system starts, two would share the cores."""
+"""`markserve up` to `markserve down`, as a user types it."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class ModelStore(Protocol):
         """Versions of a model, oldest first; empty when unknown."""
 
     def list(self) -> list[ModelRecord]:
-        """The live version of every model, by name."""
+        """Return the live version of every model, by name."""
 
     def put(self, record: ModelRecord) -> None:
         """Store a version and make it the live one."""
@@ -78,7 +78,7 @@ class WindowStore(Protocol):
         """Add a batch's counts to their windows; False (and no change) when this batch_id was already applied."""
 
     def arrivals(self, model: str, *, since_s: float, until_s: float) -> dict[float, int]:
-        """Counts by window start for windows with arrivals, `since_s <= start < until_s`."""
+        """Return counts by window start for windows with arrivals, `since_s <= start < until_s`."""
 
     def ticks(self, *, since_s: float, until_s: float) -> list[float]:
         """Liveness ticks in the interval, ascending."""
@@ -204,7 +204,7 @@ class Fleet(Protocol):
         """Zones that this stack may launch in, sorted."""
 
     def prices_usd_per_hour(self, instance_types: Sequence[str]) -> Mapping[tuple[str, CapacityType, str], float]:
-        """Current spot prices by (type, SPOT, zone); empty where the cloud has no price."""
+        """Return current spot prices by (type, SPOT, zone); empty where the cloud has no price."""
 
 
 class SpilloverInvoker(Protocol):
@@ -228,7 +228,7 @@ class ParameterSource(Protocol):
     """Operator parameters with the last good value kept."""
 
     def get(self, model: str | None = None) -> Tunables:
-        """Current parameters; `model` applies that model's overrides."""
+        """Return the current parameters; `model` applies that model's overrides."""
 
 
 class ParameterWriter(Protocol):
@@ -242,7 +242,7 @@ class BlobStore(Protocol):
     """Model artefacts, forecaster weights and large payloads."""
 
     def get(self, key: str) -> bytes:
-        """Raises `InvalidRequest` when there is no such object."""
+        """Read an object. Raises `InvalidRequest` when there is none."""
 
     def put(self, key: str, data: bytes) -> None: ...
 
