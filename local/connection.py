@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 
+import boto3
+
 from local.embedded_server import OBSERVER_APP_ID
 from markserve import wiring
 
@@ -37,6 +39,8 @@ def _become(variables: Mapping[str, str]) -> None:
     for name in connecting_variables(os.environ):
         del os.environ[name]
     os.environ.update(variables)
+    # The default session keeps the first credentials it saw, and the embedded AWS tells accounts apart by them.
+    boto3.setup_default_session()
     for builder in vars(wiring).values():
         if hasattr(builder, "cache_clear"):
             builder.cache_clear()
