@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml layers/markserve/pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(BIN)/pip install --disable-pip-version-check -q $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
-	$(BIN)/pip install --disable-pip-version-check -q -e 'layers/markserve[torch]' -e '.[dev]'
+	$(BIN)/pip install --disable-pip-version-check -q -e 'layers/markserve[torch]' -e '.[dev,simulate]'
 	@touch $@
 
 demo: setup ## Run the whole system on this machine under load; RT_MAX=, RATE=, SEED= override

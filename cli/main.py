@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import control, models, requests, system
+from cli import control, models, requests, simulate, system
 
 app = typer.Typer(
     name="markserve",
@@ -25,6 +25,11 @@ for name, command, example in (
     ("infer", requests.infer, "markserve infer digits image.npy    |    echo '[[[[0, ...]]]]' | markserve infer digits -"),
     ("load", requests.load, "markserve load digits --rate 10 --seconds 30    |    markserve load digits --trace day.csv.gz --scale 0.1"),
     ("profile", models.profile, "markserve profile digits --instance-type c5.large"),
+    (
+        "simulate",
+        simulate.simulate,
+        "markserve simulate --trace day.csv.gz --profile simulator/examples/squeezenet.json --policy mark,static --out runs/day",
+    ),
     ("explain", control.explain, "markserve explain    |    markserve explain --instance i-0abc"),
 ):
     app.command(name, epilog=f"Example: `{example}`")(command)

@@ -139,10 +139,24 @@ def test_what_ships_imports_neither_the_local_system_nor_the_command_line_nor_te
         f"{path.relative_to(REPOSITORY)} imports {name}"
         for path in modules(PACKAGE, FUNCTIONS, WORKER)
         for name in imports(path)
-        if name.split(".")[0] in ("local", "cli", "tests")
+        if name.split(".")[0] in ("local", "cli", "simulator", "tests")
     }
 
     assert inward == set()
+
+
+def test_simulator_is_imported_by_the_command_line_alone_and_imports_no_adapter() -> None:
+    importers = {
+        path.relative_to(REPOSITORY).parts[0]
+        for path in modules(PACKAGE, FUNCTIONS, WORKER, REPOSITORY / "local", REPOSITORY / "cli")
+        for name in imports(path)
+        if name.split(".")[0] == "simulator"
+    }
+    outside = ("markserve.adapters", "markserve.wiring", "boto3", "local", "cli", "worker", "functions")
+    outward = [name for path in modules(REPOSITORY / "simulator") for name in imports(path) if name.startswith(outside)]
+
+    assert importers == {"cli"}
+    assert outward == []
 
 
 def test_layer_requirements_repeat_its_dependencies() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from markserve.core.types import CapacityType, Offering, require
+from markserve.core.types import CapacityType, Offering
 
 EPSILON_RPS = 1e-9
 """A smaller rate is rounding."""
@@ -29,30 +29,30 @@ class Candidate:
     """Empty for an offering."""
     rank: int = 0
     """Preference among equal instances; lower is kept first."""
+    key: str = field(init=False, repr=False)
+    """Pool key of an offering, id of an instance."""
+    is_new: bool = field(init=False, repr=False)
+    """Whether choosing it means a launch."""
+    usd_per_s: float = field(init=False, repr=False)
+    """Rent."""
+    merit: tuple[float, bool, int, str] = field(init=False, repr=False, compare=False)
+    """Order in which chosen candidates serve: least cost per request first."""
 
     def __post_init__(self) -> None:
-        require(self.capacity_rps > 0, f"{self.key}: capacity_rps must be positive, got {self.capacity_rps}")
-        require(self.ready_step >= 0, f"{self.key}: ready_step must not be negative, got {self.ready_step}")
-
-    @property
-    def is_new(self) -> bool:
-        """Whether choosing it means a launch."""
-        return not self.instance_id
+        if self.capacity_rps <= 0 or self.ready_step < 0:
+            raise ValueError(
+                f"{self.offering.key}: capacity_rps {self.capacity_rps} must be positive and ready_step {self.ready_step} not negative"
+            )
+        # Stored, as one plan reads them a hundred thousand times.
+        object.__setattr__(self, "key", self.instance_id or self.offering.key)
+        object.__setattr__(self, "is_new", not self.instance_id)
+        object.__setattr__(self, "usd_per_s", self.offering.price_usd_per_hour / 3600)
+        object.__setattr__(self, "merit", (self.usd_per_request, self.is_new, self.ready_step, self.key))
 
     @property
     def is_spot(self) -> bool:
         """Whether it can be interrupted."""
         return self.offering.capacity_type is CapacityType.SPOT
-
-    @property
-    def key(self) -> str:
-        """Pool key of an offering, id of an instance."""
-        return self.instance_id or self.offering.key
-
-    @property
-    def usd_per_s(self) -> float:
-        """Rent."""
-        return self.offering.price_usd_per_hour / 3600
 
     @property
     def launch_cost_usd(self) -> float:
@@ -138,16 +138,22 @@ def prune(offers: Sequence[Candidate]) -> tuple[tuple[Candidate, ...], int]:
         What is kept, cheapest first, and how many were dropped.
     """
     kept: list[Candidate] = []
+    largest: dict[tuple[bool, float], list[float]] = {}  # capacities kept so far, by spot or not and launch overhead
     order = sorted(offers, key=lambda c: (c.offering.price_usd_per_hour, -c.capacity_rps, c.offering.launch_overhead_s, c.is_spot, c.key))
     for candidate in order:
+        overhead_s = candidate.offering.launch_overhead_s
         dominators = sum(
-            k.capacity_rps >= candidate.capacity_rps
-            and k.offering.launch_overhead_s <= candidate.offering.launch_overhead_s
-            and (candidate.is_spot or not k.is_spot)
-            for k in kept
+            capacity_rps >= candidate.capacity_rps
+            for (is_spot, other_s), capacities in largest.items()
+            if other_s <= overhead_s and (candidate.is_spot or not is_spot)
+            for capacity_rps in capacities
         )
         if dominators < DOMINATORS_KEPT:
             kept.append(candidate)
+            capacities = largest.setdefault((candidate.is_spot, overhead_s), [])
+            capacities.append(candidate.capacity_rps)
+            capacities.sort(reverse=True)
+            del capacities[DOMINATORS_KEPT:]
     return tuple(kept), len(order) - len(kept)
 
 

@@ -6,11 +6,15 @@ Knows steps, capacities and prices. Where the demand comes from, and what become
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from markserve.core.capacity import EPSILON_RPS, Candidate, Room, SpillTier, SpotRules
 from markserve.core.types import Offering
+
+BIDS_SHOWN = 3
+"""Bids per round that `fill` finds for certain: the winner and the two that the record shows as having come next."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,10 +75,12 @@ class Task:
         first = next((t for t in range(candidate.ready_step, min(reach + 1, steps)) if left[t] > EPSILON_RPS), None)
         if first is None:
             return None
+        step_s, capacity_rps = self.step_s, candidate.capacity_rps
+        launch_cost_usd, usd_per_s = candidate.launch_cost_usd, candidate.usd_per_s
         step, served, cost, least = first, 0.0, 0.0, math.inf
         while step < steps and left[step] > EPSILON_RPS:
-            served += min(left[step], candidate.capacity_rps) * self.step_s
-            cost = candidate.launch_cost_usd + (step + 1 - candidate.ready_step) * self.step_s * candidate.usd_per_s
+            served += min(left[step], capacity_rps) * step_s
+            cost = launch_cost_usd + (step + 1 - candidate.ready_step) * step_s * usd_per_s
             least = min(least, cost / served)
             step += 1
         return Bid(candidate=candidate, first_step=first, last_step=step - 1, served=served, cost_usd=cost, least_usd_per_request=least)
@@ -88,17 +94,24 @@ class Task:
     def score(self, chosen: Sequence[Candidate]) -> tuple[float, float]:
         """Rate holding `chosen`: (requests that nothing serves, expected cost in USD) over the horizon; lower is better.
 
-        Each step is served by the cheapest capacity first, and an instance is paid for the steps that need it, for
-        it is given back when they are over. What is left spills.
+        Each step is served by the cheapest capacity first. An instance is paid for the steps that need it, and given
+        back when what is left of them would cost less to spill. What nobody serves then spills.
         """
         left, cost = list(self.demand_rps), 0.0
-        for c in sorted(chosen, key=lambda c: (c.usd_per_request, c.is_new, c.ready_step, c.key)):
-            needed = 0
-            for step in range(c.ready_step, len(left)):
-                needed += left[step] > EPSILON_RPS
+        spill_usd, spillable = (self.spill.usd_per_request, self.spill.capacity_rps) if self.spill else (math.inf, 0.0)
+        needed: list[int] = []
+        previous: Candidate | None = None
+        for c in sorted(chosen, key=lambda c: c.merit):
+            # What the last of several equal ones did not need, the next one does not need either.
+            steps = needed if previous is not None and c.is_new and c.key == previous.key else range(c.ready_step, len(left))
+            needed = [step for step in steps if left[step] > EPSILON_RPS]
+            worth_rps = c.usd_per_s / spill_usd
+            while needed and left[needed[-1]] <= spillable and min(left[needed[-1]], c.capacity_rps) <= worth_rps:
+                needed.pop()
+            for step in needed:
                 left[step] -= c.capacity_rps
-            cost += c.launch_cost_usd + needed * self.step_s * c.usd_per_s
-        spillable = self.spill.capacity_rps if self.spill else 0.0
+            cost += c.launch_cost_usd + len(needed) * self.step_s * c.usd_per_s
+            previous = c
         unserved = math.fsum(max(0.0, rate - spillable) for rate in left) * self.step_s
         spilled = math.fsum(min(max(0.0, rate), spillable) for rate in left) * self.step_s
         return round(unserved, 6), cost + spilled * (self.spill.usd_per_request if self.spill else 0.0)
@@ -144,14 +157,34 @@ class Choice:
         for step in range(candidate.ready_step, len(self.left_rps)):
             self.left_rps[step] -= candidate.capacity_rps
 
-    def bids_and_refusals(self, room: Room, *, launch: bool = True) -> list[tuple[Bid, str | None]]:
+    def bids_and_refusals(self, room: Room) -> list[tuple[Bid, str | None]]:
         """Every candidate that would serve something now, with the reason why it may not be chosen."""
         result: list[tuple[Bid, str | None]] = []
-        for candidate in [*self._one_of_each_existing(), *(self.offers if launch else ())]:
+        for candidate in [*self._one_of_each_existing(), *self.offers]:
             bid = self.task.bid(candidate, self.left_rps)
             if bid is not None:
                 result.append((bid, self._refusal(bid, room)))
         return result
+
+    def best_bids(self, room: Room, *, launch: bool = True, number: int = 1) -> list[Bid]:
+        """Return at least the `number` best admissible bids, best first, where there are as many.
+
+        No bid can cost less per request than the rent over the largest rate the candidate could serve. So candidates
+        are asked in the order of that bound, until it exceeds the bids at hand: most are never asked.
+        """
+        peak_rps = max(self.left_rps)
+        if peak_rps <= EPSILON_RPS:
+            return []
+        candidates = [*self._one_of_each_existing(), *(self.offers if launch else ())]
+        bounds = sorted((c.usd_per_s / min(c.capacity_rps, peak_rps), index) for index, c in enumerate(candidates))
+        bids: list[Bid] = []
+        for bound, index in bounds:
+            if len(bids) >= number and bound > bids[number - 1].usd_per_request * (1 + 1e-9):
+                break
+            bid = self.task.bid(candidates[index], self.left_rps)
+            if bid is not None and self._refusal(bid, room) is None:
+                insort(bids, bid, key=lambda b: b.order)
+        return bids
 
     def _one_of_each_existing(self) -> list[Candidate]:
         kept, first = self.kept_ids, dict[tuple[Offering, float, int], Candidate]()
@@ -193,7 +226,7 @@ def fill(choices: Sequence[Choice], room: Room, *, launch: bool = True, on_bids:
     launch
         False considers only the instances that are there.
     on_bids
-        Told of every round's admissible bids, best first, for the record of alternatives.
+        Told of every round's best admissible bids (at least `BIDS_SHOWN` of them, if there are), for the record.
 
     Returns
     -------
@@ -213,7 +246,7 @@ def fill(choices: Sequence[Choice], room: Room, *, launch: bool = True, on_bids:
     still_open = {choice.task.model: choice for choice in choices}
     while still_open:
         choice = min(still_open.values(), key=lambda c: (-c.unmet_share(), c.task.model))
-        allowed = sorted((bid for bid, refusal in choice.bids_and_refusals(room, launch=launch) if refusal is None), key=lambda b: b.order)
+        allowed = choice.best_bids(room, launch=launch, number=BIDS_SHOWN)
         if not allowed:
             del still_open[choice.task.model]
             continue

@@ -41,11 +41,12 @@ class PlanNotes:
 
     def refused(self, choice: Choice, room: Room) -> None:
         """Record what would still serve unmet demand, and why it may not."""
-        for bid, refusal in sorted(choice.bids_and_refusals(room), key=lambda pair: pair[0].order):
+        found = choice.bids_and_refusals(room)
+        for bid, refusal in sorted(found, key=lambda pair: pair[0].order):
             if refusal is not None:
                 reason = f"{choice.task.model}: {refusal}"
                 self.rejected.append(Rejected(offering=bid.candidate.key, cost_usd=round(bid.cost_usd, 6), reason=reason))
-        if (worst := max(choice.left_rps)) > 0 and (refusals := [r for _, r in choice.bids_and_refusals(room) if r]):
+        if (worst := max(choice.left_rps)) > 0 and (refusals := [r for _, r in found if r]):
             self.say(choice, [f"up to {worst:.1f} rps spill: {refusals[0]}"])
 
     def disabled(self, choice: Choice) -> None:

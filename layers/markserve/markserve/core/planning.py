@@ -9,14 +9,14 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from markserve.core.capacity import Candidate, Room, SpillTier, counted
+from markserve.core.capacity import Room, SpillTier, counted
 from markserve.core.demand import Trigger
 from markserve.core.greedy import Choice, fill
 from markserve.core.notes import PlanNotes, bounded
 from markserve.core.plan import CapacityPlan, Drain, Launch, ModelPlan, Rejected, WarmUp
 from markserve.core.prepare import ModelDemand, Prepared, prepare
 from markserve.core.scale_in import scale_in
-from markserve.core.search import improve
+from markserve.core.search import allowed_offers, complete
 from markserve.core.spillover import warm_environments
 from markserve.core.tunables import Tunables
 from markserve.core.types import Instance, Offering
@@ -101,9 +101,9 @@ def plan_capacity(
     choices = {p.model: p.choice() for p in prepared}
     pending = {p.model for p in prepared if p.has_pending}
     room = fill(list(choices.values()), room, launch=False)
-    room = _complete(list(choices.values()), room, notes, pending)
+    room = complete(list(choices.values()), room, notes, pending)
     for p in prepared:
-        if p.is_settled and not trigger.is_urgent:
+        if p.existing and p.is_settled and not trigger.is_urgent:
             room = _reconsider(p, choices[p.model], room, notes)
         if p.demand.at_risk:
             room = _add_for_risk(p, choices[p.model], room, notes)
@@ -136,54 +136,10 @@ def plan_capacity(
     )
 
 
-def _complete(choices: Sequence[Choice], room: Room, notes: PlanNotes, pending: Collection[str] = ()) -> Room:
-    """Keep each model's minimum, fill with launches, improve, and fill up what the search made possible.
-
-    What an earlier plan ordered is left alone while it is on its way, unless there is more to buy.
-    """
-    for choice in choices:
-        room = _keep_minimum(choice, room, notes)
-    room = fill(choices, room, on_bids=notes.chosen)
-    for choice in choices:
-        if choice.launches or choice.task.model not in pending:
-            room, moves = improve(choice, room)
-            notes.say(choice, moves)
-    for choice in choices:
-        room = _keep_minimum(choice, room, notes)
-        if len(choice.chosen) < choice.task.min_instances:
-            notes.say(choice, [f"min-instances {choice.task.min_instances} not reached: nothing more may be bought"])
-    return fill(choices, room, on_bids=notes.chosen)
-
-
-def _keep_minimum(choice: Choice, room: Room, notes: PlanNotes) -> Room:
-    """Choose up to `min_instances`: by cost per unmet request while there is demand, else by rent."""
-    while len(choice.chosen) < choice.task.min_instances:
-        kept = choice.kept_ids
-        idle = [c for c in choice.existing if c.instance_id not in kept]
-        allowed = [c for c in idle if choice.task.spot.refusal([*choice.chosen, c]) is None] + _allowed_offers(choice, room)
-        allowed = allowed or idle  # too much spot is better than too little of anything
-        if not allowed:
-            break
-        bids = sorted((bid for c in allowed if (bid := choice.task.bid(c, choice.left_rps))), key=lambda bid: bid.order)
-        cheapest = min(allowed, key=lambda c: (c.is_new, c.offering.price_usd_per_hour, -c.capacity_rps, c.rank, c.key))
-        best = bids[0].candidate if bids else cheapest
-        choice.add(best)
-        room = room.after([best.offering] if best.is_new else [])
-        if not bids:
-            notes.say(choice, [f"{best.key} kept for min-instances {choice.task.min_instances}"])
-        if best.is_new:
-            notes.why(choice, best.key, f"min-instances is {choice.task.min_instances}")
-    return room
-
-
-def _allowed_offers(choice: Choice, room: Room) -> list[Candidate]:
-    return [c for c in choice.offers if room.refusal(c.offering) is None and choice.task.spot.refusal([*choice.chosen, c]) is None]
-
-
 def _reconsider(p: Prepared, choice: Choice, room: Room, notes: PlanNotes) -> Room:
     """Adopt Algorithm 1's plan from scratch if it is clearly cheaper than the one that keeps what runs."""
     fresh, fresh_notes = p.choice(), PlanNotes()
-    fresh_room = _complete([fresh], room.after([], given_back=(c.offering for c in choice.launches)), fresh_notes)
+    fresh_room = complete([fresh], room.after([], given_back=(c.offering for c in choice.launches)), fresh_notes)
     unserved, cost = choice.task.score(choice.chosen)
     fresh_unserved, fresh_cost = choice.task.score(fresh.chosen)
     if fresh_unserved > unserved or fresh_cost >= cost * (1 - REPLACEMENT_SAVING):
@@ -206,7 +162,7 @@ def _add_for_risk(p: Prepared, choice: Choice, room: Room, notes: PlanNotes) -> 
     if p.serving_rps >= AT_RISK_SPARE * present_rps:
         notes.say(choice, [f"objective at risk, but {p.serving_rps:.1f} rps serve {present_rps:.1f} rps: one more instance would not help"])
         return room
-    allowed = _allowed_offers(choice, room)
+    allowed = allowed_offers(choice, room)
     if not allowed:
         notes.say(choice, ["objective at risk, but no offering may be bought"])
         return room

@@ -151,12 +151,13 @@ def prepare(
         default_step_s=default_step_s,
         default_steps=default_steps,
     )
+    ready_steps = {s: path.horizon.ready_step(now_s + s, now_s) for s in {o.launch_overhead_s for o in usable}}
     offers, dropped = prune(
         [
             Candidate(
                 offering=o,
                 capacity_rps=_capacity_rps(o, capacities),
-                ready_step=path.horizon.ready_step(now_s + o.launch_overhead_s, now_s),
+                ready_step=ready_steps[o.launch_overhead_s],
             )
             for o in usable
         ]
@@ -204,7 +205,7 @@ def _usable(
 ) -> tuple[list[Offering], list[Rejected]]:
     rejected = [Rejected(offering=name, cost_usd=None, reason=why) for name, why in refusals.items()]
     usable: list[Offering] = []
-    for offering in sorted(offerings):
+    for offering in offerings:
         if offering.instance_type not in capacities:
             continue
         if offering.key in unavailable:
@@ -213,7 +214,7 @@ def _usable(
             rejected.append(Rejected(offering=offering.key, cost_usd=None, reason=f"{demand.model}: spot-enabled is false"))
         else:
             usable.append(offering)
-    return usable, rejected
+    return usable, sorted(rejected, key=lambda r: (r.offering, r.reason))
 
 
 def _capacity_rps(offering: Offering, capacities: Mapping[str, float]) -> float:

@@ -1,20 +1,24 @@
-"""One-move local search over a greedy plan: drop one, swap one for another offering, swap sizes.
+"""One model's complete choice: its minimum, Algorithm 1's fill, then one-move local search.
 
-Greedy is within 0.2 % of the optimum on flat demand on average and 13 % off at worst, at the point where one large
-instance takes over from several small ones. That is one move away, so one-move search removes the worst cases.
+Greedy alone is far off where one large instance takes over from several small ones, where instances become ready at
+different times, and where a ceiling binds. Most of those plans are one exchange away from the best one: with it,
+`benchmarks/planner.py` finds gaps to the exact optimum that docs/planner.md reports.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from markserve.core.capacity import EPSILON_RPS, Candidate, Room, counted
-from markserve.core.greedy import Choice
+from markserve.core.greedy import Choice, fill
+from markserve.core.notes import PlanNotes
 
 MAX_ROUNDS = 50
 """Moves in one plan; each must lower the cost, so this only bounds the time of a very large first plan."""
-SEARCHED_OFFERS = 24
+SEARCHED_OFFERS = 6
 """Offerings that moves bring in, the cheapest per request: a dear one loses anyway, and moves grow with their number."""
 LEAST_SAVING_USD = 1e-9
 """A smaller saving is rounding."""
@@ -32,15 +36,62 @@ class Move:
         """The move in words."""
         removed = " and ".join(f"{n} x {key}" if n > 1 else key for key, (_, n) in counted(self.removed).items())
         added = " and ".join(f"{n} x {key}" if n > 1 else key for key, (_, n) in counted(self.added).items())
+        if not removed:
+            return f"add {added}"
         return f"{removed} for {added}" if added else f"drop {removed}"
+
+
+def complete(choices: Sequence[Choice], room: Room, notes: PlanNotes, pending: Collection[str] = ()) -> Room:
+    """Keep each model's minimum, fill with launches, improve, and fill up what the search made possible.
+
+    What an earlier plan ordered is left alone while it is on its way, unless there is more to buy.
+    """
+    for choice in choices:
+        room = _keep_minimum(choice, room, notes)
+    room = fill(choices, room, on_bids=notes.chosen)
+    for choice in choices:
+        if choice.launches or choice.task.model not in pending:
+            room, moves = improve(choice, room)
+            notes.say(choice, moves)
+    for choice in choices:
+        room = _keep_minimum(choice, room, notes)
+        if len(choice.chosen) < choice.task.min_instances:
+            notes.say(choice, [f"min-instances {choice.task.min_instances} not reached: nothing more may be bought"])
+    return fill(choices, room, on_bids=notes.chosen)
+
+
+def _keep_minimum(choice: Choice, room: Room, notes: PlanNotes) -> Room:
+    """Choose up to `min_instances`: by cost per unmet request while there is demand, else by rent."""
+    while len(choice.chosen) < choice.task.min_instances:
+        kept = choice.kept_ids
+        idle = [c for c in choice.existing if c.instance_id not in kept]
+        allowed = [c for c in idle if choice.task.spot.refusal([*choice.chosen, c]) is None] + allowed_offers(choice, room)
+        allowed = allowed or idle  # too much spot is better than too little of anything
+        if not allowed:
+            break
+        bids = sorted((bid for c in allowed if (bid := choice.task.bid(c, choice.left_rps))), key=lambda bid: bid.order)
+        cheapest = min(allowed, key=lambda c: (c.is_new, c.offering.price_usd_per_hour, -c.capacity_rps, c.rank, c.key))
+        best = bids[0].candidate if bids else cheapest
+        choice.add(best)
+        room = room.after([best.offering] if best.is_new else [])
+        if not bids:
+            notes.say(choice, [f"{best.key} kept for min-instances {choice.task.min_instances}"])
+        if best.is_new:
+            notes.why(choice, best.key, f"min-instances is {choice.task.min_instances}")
+    return room
+
+
+def allowed_offers(choice: Choice, room: Room) -> list[Candidate]:
+    """Offers of which one more keeps the ceilings and the spot rules."""
+    return [c for c in choice.offers if room.refusal(c.offering) is None and choice.task.spot.refusal([*choice.chosen, c]) is None]
 
 
 def improve(choice: Choice, room: Room) -> tuple[Room, list[str]]:
     """Apply the best strictly better feasible move until there is none.
 
     Better: fewer requests that nothing serves, else a lower cost, spilled requests included; so where the ceiling on
-    instances binds, a larger one may take a smaller one's place. Feasible: at no step is more demand unmet than
-    before, the ceilings and spot rules hold, and at least `min_instances` stay. Only planned launches are exchanged;
+    instances binds, a larger one may take a smaller one's place. Feasible: the ceilings and spot rules hold, and at
+    least `min_instances` stay; what is then unmet spills, if that is cheaper. Only planned launches are exchanged;
     instances that are there may be dropped (not wanted any more), because whether to replace them is decided by
     comparing whole plans.
 
@@ -52,10 +103,9 @@ def improve(choice: Choice, room: Room) -> tuple[Room, list[str]]:
     moves: list[str] = []
     for _ in range(MAX_ROUNDS):
         unserved, cost_usd = choice.task.score(choice.chosen)
-        left = choice.left_rps
         best: tuple[tuple[float, float], str, Move] | None = None
         for move in _moves(choice):
-            if not _is_allowed(choice, move, left, room) or not _covers_as_much(choice, move, left):
+            if not _is_allowed(choice, move, room):
                 continue
             after = _apply(choice.chosen, move)
             if choice.task.spot.refusal(after) is not None:
@@ -78,17 +128,27 @@ def _moves(choice: Choice) -> Iterator[Move]:
         yield Move(removed=(existing,), added=())
     planned = list(counted(choice.launches).values())
     offers = sorted(choice.offers, key=lambda c: (c.usd_per_request, c.key))[:SEARCHED_OFFERS]
-    for position, (one, number) in enumerate(planned):
-        yield Move(removed=(one,), added=())
-        pairs = [(one, one)] if number > 1 else []
-        pairs += [(one, other) for other, _ in planned[position + 1 :]]
+    for offer in offers:
+        if choice.task.bid(offer, choice.left_rps) is not None:  # else it can still be launched later
+            yield Move(removed=(), added=(offer,))
+    for one, number in planned:
+        for removed in range(1, number + 1):
+            yield Move(removed=(one,) * removed, added=())
+            yield from _swaps(one, removed, offers)
+    for (one, _), (other, _) in combinations(planned, 2):
         for offer in offers:
-            if offer.key != one.key:
-                yield Move(removed=(one,), added=(offer,))
-                yield Move(removed=(one,), added=(offer, offer))
-            for pair in pairs:
-                if offer.key not in (pair[0].key, pair[1].key):
-                    yield Move(removed=pair, added=(offer,))
+            if offer.key not in (one.key, other.key):
+                yield Move(removed=(one, other), added=(offer,))
+                yield Move(removed=(one, other), added=(offer, offer))
+
+
+def _swaps(one: Candidate, removed: int, offers: Sequence[Candidate]) -> Iterator[Move]:
+    """Exchange `removed` of one offering for one of another, or for about the same capacity of it."""
+    for offer in offers:
+        if offer.key != one.key:
+            fewest = math.floor(removed * one.capacity_rps / offer.capacity_rps)
+            for added in sorted({1, max(1, fewest), fewest + 1}):
+                yield Move(removed=(one,) * removed, added=(offer,) * added)
 
 
 def _apply(chosen: Sequence[Candidate], move: Move) -> list[Candidate]:
@@ -98,24 +158,15 @@ def _apply(chosen: Sequence[Candidate], move: Move) -> list[Candidate]:
     return [*after, *move.added]
 
 
-def _is_allowed(choice: Choice, move: Move, left: Sequence[float], room: Room) -> bool:
+def _is_allowed(choice: Choice, move: Move, room: Room) -> bool:
     if len(choice.chosen) - len(move.removed) + len(move.added) < choice.task.min_instances:
         return False
-    saves_rent = sum(c.usd_per_s for c in move.added) < sum(c.usd_per_s for c in move.removed)
-    if not saves_rent and max(left[choice.task.lead_step :]) <= EPSILON_RPS:
-        return False  # where nothing is unmet, nothing but a lower rent can make it cheaper
     if not move.added:
         return True
+    saves_rent = sum(c.usd_per_s for c in move.added) < sum(c.usd_per_s for c in move.removed)
+    first_ready = min(c.ready_step for c in move.added)
+    if not saves_rent and max(choice.left_rps[first_ready:], default=0.0) <= EPSILON_RPS:
+        return False  # where nothing is unmet, hardly anything but a lower rent makes it cheaper
     left_room = room.after((c.offering for c in move.added), given_back=(c.offering for c in move.removed if c.is_new))
     # A ceiling may have been lowered below what runs already; a move must only not make that worse.
     return left_room.instances >= min(0, room.instances) and left_room.usd_per_hour >= min(0.0, room.usd_per_hour) - 1e-9
-
-
-def _covers_as_much(choice: Choice, move: Move, left: Sequence[float]) -> bool:
-    # From the last step back: there everything is ready, so most moves that lose capacity fail at once.
-    for step in reversed(range(len(choice.task.demand_rps))):
-        gained = sum(c.capacity_rps for c in move.added if c.ready_step <= step)
-        lost = sum(c.capacity_rps for c in move.removed if c.ready_step <= step)
-        if left[step] + lost - gained > max(left[step], 0.0) + EPSILON_RPS:
-            return False
-    return True

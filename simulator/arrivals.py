@@ -1,0 +1,76 @@
+"""A trace as arrivals of single requests, window by window, the same for the same seed.
+
+Within a step of a count trace arrivals are Poisson: a Poisson number with the step's mean, uniform within the step. A trace
+of single requests is replayed as it is; scaled by k, each request appears floor(k) times and once more with the
+remaining probability, copies moved by less than a second so that they do not arrive as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from simulator.assumptions import WINDOW_S
+from simulator.service import Floats
+from simulator.traces import Trace
+
+COPY_SPREAD_S = 1.0
+"""Copies of one recorded request are spread by up to this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Arrivals of one counting window; instants count from the start of the replayed part."""
+
+    at_s: float
+    arrivals_s: Floats
+    """Ascending."""
+    is_known: bool
+    """False where the trace has no data for at least half of the window."""
+
+
+def windows(trace: Trace, *, seed: int) -> Iterator[Window]:
+    """Arrivals of every counting window, in order; yields the same again when called again."""
+    rng = np.random.default_rng([seed, 0xA441])
+    pieces = _count_pieces(trace, rng) if trace.is_counts else _request_pieces(trace, rng)
+    index, held, known_s = 0, [np.empty(0)], 0.0
+    covered_to_s = 0.0
+    for from_s, to_s, arrivals_s in pieces:
+        begins_s = max(from_s, covered_to_s)
+        held.append(arrivals_s)
+        while to_s >= (index + 1) * WINDOW_S:
+            ends_s = (index + 1) * WINDOW_S
+            known_s += max(0.0, ends_s - max(begins_s, index * WINDOW_S))
+            merged = np.sort(np.concatenate(held))
+            cut = int(np.searchsorted(merged, ends_s))
+            yield Window(index * WINDOW_S, merged[:cut], 2 * known_s >= WINDOW_S)
+            index, held, known_s = index + 1, [merged[cut:]], 0.0
+        known_s += max(0.0, to_s - max(begins_s, index * WINDOW_S))
+        covered_to_s = max(covered_to_s, to_s)
+    merged = np.sort(np.concatenate(held))
+    if merged.size or known_s > 0:
+        yield Window(index * WINDOW_S, merged, 2 * known_s >= WINDOW_S)
+
+
+def _count_pieces(trace: Trace, rng: np.random.Generator) -> Iterator[tuple[float, float, Floats]]:
+    """Yield steps as (from, to, arrivals), unsorted within a step."""
+    step_s = trace.step_s or 1.0
+    for row in trace.rows():
+        since_s = row.t_s - trace.start_s
+        number = int(rng.poisson(row.count * trace.factor_at(since_s)))
+        yield since_s, since_s + step_s, since_s + step_s * rng.random(number)
+
+
+def _request_pieces(trace: Trace, rng: np.random.Generator) -> Iterator[tuple[float, float, Floats]]:
+    """Single requests; the time between two of them is known to be quiet."""
+    previous_s = 0.0
+    for row in trace.rows():
+        since_s = row.t_s - trace.start_s
+        whole, fraction = divmod(trace.factor_at(since_s), 1.0)
+        copies = int(whole) + int(rng.random() < fraction)
+        at_s = since_s + COPY_SPREAD_S * rng.random(copies)
+        at_s[: min(1, copies)] = since_s
+        yield previous_s, since_s, at_s
+        previous_s = since_s

@@ -1,0 +1,281 @@
+"""Provisioning policies by name: all but `mark-paper` ask the product's planner, and differ in what they tell it.
+
+- `mark`: this system. Forecast quantiles, newsvendor demand, Algorithm 1, local search, hysteresis.
+- `reactive`: the same planner without a forecast; the highest rate of the last two minutes, held flat.
+- `static`: the fleet that the planner buys for the highest rate of the whole trace, from start to end.
+- `all-lambda`: no instance at all.
+- `clairvoyant`: the planner, told the true rate of the coming minutes; still pays launches and whole instances.
+- `mark-paper`: `paper.PaperPolicy`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from markserve.core.backtest import History
+from markserve.core.batching import BatchLimits, choose_batch_limits
+from markserve.core.forecasting import SIMPLE_FORECASTERS, forecast_simply, rolling_forecasts
+from markserve.core.planning import CapacityPlan, ModelDemand, Trigger, plan_capacity
+from markserve.core.profiles import LatencyEstimate
+from markserve.core.tunables import Tunables
+from markserve.core.types import Forecast, Instance, Offering
+from markserve.errors import InfeasibleSlo, InvalidRequest
+from markserve.plan_inputs import model_demand
+from simulator.assumptions import BACKTEST_EVERY_STEPS, HORIZON_STEPS, MAX_HOURLY_COST_USD, MAX_INSTANCES, STEP_S, WINDOW_S
+from simulator.service import ProfileFile
+
+BEST = "best"
+"""Let the back-test choose the forecaster, as the product does."""
+FORECASTERS = (BEST, *SIMPLE_FORECASTERS)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """What a policy sees at a control step."""
+
+    now_s: float
+    history_until_s: float
+    history: History
+    """Highest window rate of each past step, oldest first."""
+    instances: Sequence[Instance]
+    launch_overhead_s: float
+    is_first: bool = False
+    """Whether the simulation starts here: history then holds the first step's rate, and launches serve at once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """What a policy wants done."""
+
+    launches: Sequence[tuple[Offering, int, str]] = ()
+    drains: Sequence[tuple[str, str]] = ()
+    unwanted_cycles: Mapping[str, int] = field(default_factory=dict)
+    warm_environments: int = 0
+    demand_rps: float = 0.0
+    """Demand at the step that a launch made now reaches."""
+    quantiles_rps: Mapping[float, float] = field(default_factory=dict)
+    """Forecast of that step."""
+    reason: str = ""
+
+
+class Policy(Protocol):
+    """A way to provision."""
+
+    name: str
+
+    def limits(self) -> dict[str, BatchLimits]:
+        """Batch limits on each instance type that it can use."""
+        ...
+
+    def decide(self, view: View) -> Decision:
+        """Decide what to launch and to drain now."""
+        ...
+
+
+def feasible_limits(profile: ProfileFile, latency_budget_s: float) -> dict[str, BatchLimits]:
+    """Batch limits of the types that can meet the objective.
+
+    Raises
+    ------
+    InfeasibleSlo
+        If none can; says for each which constraint fails and by how much.
+    """
+    limits: dict[str, BatchLimits] = {}
+    refusals: list[str] = []
+    for name in profile.instance_types:
+        try:
+            limits[name] = choose_batch_limits(
+                estimate=LatencyEstimate(profile.profile(name)), latency_budget_s=latency_budget_s, max_batch_size=profile.max_batch_size
+            )
+        except InfeasibleSlo as error:
+            refusals.append(str(error))
+    if not limits:
+        raise InfeasibleSlo(f"no instance type can meet the objective: {'; '.join(refusals)}")
+    return limits
+
+
+def stack_tunables(*, rt_max_s: float, sl_min: float, can_spill: bool) -> Tunables:
+    """Operator parameters of a simulated stack: on demand only, ceilings out of the way."""
+    return Tunables(
+        rt_max_s=rt_max_s,
+        sl_min=sl_min,
+        launches_enabled=True,
+        max_instances=MAX_INSTANCES,
+        max_hourly_cost_usd=MAX_HOURLY_COST_USD,
+        spot_enabled=False,
+        warm_environments_max=100,
+        spillover_max_concurrency=MAX_INSTANCES if can_spill else 0,
+    )
+
+
+class PlannedPolicy:
+    """Plans with `core.planning`, from a forecast of its own making."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        profile: ProfileFile,
+        offerings: Sequence[Offering],
+        tunables: Tunables,
+        forecast: Callable[[View], Forecast | None],
+    ) -> None:
+        self.name = name
+        self._profile = profile
+        self._offerings = tuple(offerings)
+        self._tunables = tunables
+        self._forecast = forecast
+        self._limits = feasible_limits(profile, self._demand(None, None, ()).latency_budget_s)
+
+    def limits(self) -> dict[str, BatchLimits]:
+        """Return the limits that the planner counts on."""
+        return self._limits
+
+    def decide(self, view: View) -> Decision:
+        """Plan as the plan function does, once a step."""
+        forecast = self._forecast(view)
+        measured = max((rate for rate in view.history[-2:] if rate is not None), default=None)
+        plan = plan_capacity(
+            demands=[self._demand(forecast, measured, view.instances)],
+            instances=view.instances,
+            offerings=[launching_in(offering, view.launch_overhead_s) for offering in self._offerings],
+            tunables=self._tunables,
+            unavailable=(),
+            now_s=view.now_s,
+            plan_id=f"plan-{view.now_s:.0f}",
+            trigger=Trigger.SCHEDULE,
+            default_step_s=STEP_S,
+            default_steps=HORIZON_STEPS,
+        )
+        return _decision(plan, forecast)
+
+    def _demand(self, forecast: Forecast | None, measured_rps: float | None, instances: Sequence[Instance]) -> ModelDemand:
+        return model_demand(
+            self._profile.record(),
+            tunables=self._tunables,
+            forecast=forecast,
+            measured_rate_rps=measured_rps,
+            instances=instances,
+            spillover_memory_mb=self._profile.lambda_memory_mb,
+            at_risk=False,
+        )
+
+
+class StaticPolicy:
+    """Buys once, for the peak."""
+
+    name = "static"
+
+    def __init__(self, planner: PlannedPolicy) -> None:
+        self._planner = planner
+
+    def limits(self) -> dict[str, BatchLimits]:
+        """Return the planner's limits."""
+        return self._planner.limits()
+
+    def decide(self, view: View) -> Decision:
+        """Let the planner buy at the start, and nothing ever after."""
+        return self._planner.decide(view) if view.is_first else Decision(reason="static: the fleet stays as it is")
+
+
+class NoInstances:
+    """Leaves everything to the spillover function."""
+
+    name = "all-lambda"
+
+    def limits(self) -> dict[str, BatchLimits]:
+        """Return nothing."""
+        return {}
+
+    def decide(self, view: View) -> Decision:  # noqa: ARG002
+        """Decide nothing."""
+        return Decision(reason="all-lambda: nothing is ever launched")
+
+
+def launching_in(offering: Offering, launch_overhead_s: float) -> Offering:
+    """Return the offering with the launch overhead that was measured."""
+    return Offering(
+        instance_type=offering.instance_type,
+        capacity_type=offering.capacity_type,
+        zone=offering.zone,
+        price_usd_per_hour=offering.price_usd_per_hour,
+        launch_overhead_s=launch_overhead_s,
+    )
+
+
+def forecaster(model: str, name: str) -> Callable[[View], Forecast | None]:
+    """Return how `mark` forecasts: by a simple forecaster of the product, or the best by back-test.
+
+    At the start nothing is known but the present rate, which the planner holds flat.
+    """
+    if name not in FORECASTERS:
+        raise InvalidRequest(f"{name!r} is none of {', '.join(FORECASTERS)}", field="forecaster")
+
+    champion = "" if name == BEST else name
+    why = "set by --forecaster"
+    steps = 0
+
+    def forecast(view: View) -> Forecast | None:
+        nonlocal champion, why, steps
+        if view.is_first:
+            return None
+        if name == BEST and steps % BACKTEST_EVERY_STEPS == 0:
+            choice = forecast_simply(view.history, horizon_steps=HORIZON_STEPS, window_s=WINDOW_S)
+            champion, why = choice.forecaster, choice.reason
+        steps += 1
+        now = len(view.history)
+        serving = SIMPLE_FORECASTERS.get(champion)
+        if serving is None:  # nothing has ever arrived
+            return None
+        made = rolling_forecasts(serving, view.history, horizon_steps=HORIZON_STEPS, window_s=WINDOW_S, origins=[now])
+        if now not in made:
+            return None
+        return Forecast(model=model, origin_at_s=view.history_until_s, step_s=STEP_S, rates_rps=made[now], forecaster=champion, reason=why)
+
+    return forecast
+
+
+def no_forecast(view: View) -> Forecast | None:  # noqa: ARG001
+    """Forecast nothing, as `reactive` does: the planner then holds the measured rate flat."""
+    return None
+
+
+def foresight(model: str, maxima_rps: Sequence[float]) -> Callable[[View], Forecast | None]:
+    """Return how `clairvoyant` forecasts: it reads the highest window rate of every coming step off the trace."""
+
+    def forecast(view: View) -> Forecast | None:
+        first = round(view.now_s / STEP_S)
+        path = tuple(maxima_rps[first : first + HORIZON_STEPS]) or (0.0,)
+        path += (0.0,) * (HORIZON_STEPS - len(path))
+        return Forecast(
+            model=model, origin_at_s=view.now_s, step_s=STEP_S, rates_rps={0.5: path, 0.99: path}, forecaster="foresight", reason=""
+        )
+
+    return forecast
+
+
+def the_peak(model: str, peak_rps: float) -> Callable[[View], Forecast | None]:
+    """Return how `static` forecasts: the trace's highest window rate, for ever."""
+
+    def forecast(view: View) -> Forecast:
+        path = (peak_rps,) * HORIZON_STEPS
+        return Forecast(model=model, origin_at_s=view.now_s, step_s=STEP_S, rates_rps={0.5: path, 0.99: path}, forecaster="peak", reason="")
+
+    return forecast
+
+
+def _decision(plan: CapacityPlan, forecast: Forecast | None) -> Decision:
+    model = plan.models[0]
+    lead = model.lead_step
+    quantiles = {q: path[min(lead, len(path) - 1)] for q, path in forecast.rates_rps.items()} if forecast else {}
+    return Decision(
+        launches=[(launch.offering, launch.count, launch.reason) for launch in plan.launches],
+        drains=[(drain.instance_id, drain.reason) for drain in plan.drains],
+        unwanted_cycles=plan.unwanted_cycles,
+        warm_environments=sum(warm.environments for warm in plan.warm_ups),
+        demand_rps=model.demand_rps[lead],
+        quantiles_rps=quantiles,
+        reason=plan.reason,
+    )
