@@ -350,3 +350,5 @@ def test_spill_tier_is_priced_by_its_profile_and_limited_by_its_concurrency() ->
 def test_spill_tier_is_none_when_it_is_off_or_misses_the_objective() -> None:
     assert demand_of(tunables=replace(TUNABLES, spillover_max_concurrency=0)).spill is None
     assert demand_of(tunables=replace(TUNABLES, rt_max_s=0.3)).spill is None
+    # 0.38 s on Lambda would fit, but not with the way to it and back.
+    assert demand_of(tunables=replace(TUNABLES, rt_max_s=0.39)).spill is None

@@ -22,6 +22,8 @@ REPLY_OVERHEAD_S = 0.02
 """A result's write and its read; what fronts assume until they have measured it."""
 SPILL_OVERHEAD_S = 0.05
 """A synchronous invocation beyond its computation; what fronts assume until they have measured it."""
+FRONT_OVERHEAD_S = 0.02
+"""API Gateway and the front around a request that is spilled at once."""
 SPILL_MARGIN_SHARE, SPILL_MARGIN_MIN_S = 0.05, 0.01
 """Slack before the deadline at which fronts spill."""
 MARGIN_SHARE = 0.02
@@ -76,7 +78,7 @@ def _spill_latency_s(on_lambda: BatchProfile | None, profiles: Mapping[str, Batc
 
 def _spill_tier(on_lambda: BatchProfile | None, spill_s: float, tunables: Tunables, memory_mb: int) -> SpillTier | None:
     """Describe the spillover function as a tier to plan with; None where it is off or would miss the objective."""
-    if tunables.spillover_max_concurrency == 0 or spill_s >= tunables.rt_max_s:
+    if tunables.spillover_max_concurrency == 0 or spill_s + FRONT_OVERHEAD_S >= tunables.rt_max_s:
         return None
     billed_s = on_lambda.points[0].p50_s if on_lambda else spill_s
     return SpillTier(
