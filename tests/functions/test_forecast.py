@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from math import pi, sin
+from pathlib import Path
 from types import SimpleNamespace
 
 import boto3
@@ -24,6 +25,8 @@ from tests.builders import MODEL, NOW_S, a_model_record
 
 GRID = StepGrid(window_s=1.0, step_s=5.0, horizon_steps=4)
 POINTER = f"forecasters/{MODEL}/latest.json"
+
+EVENTS = Path(__file__).resolve().parents[2] / "events"
 
 
 class Oracle:
@@ -408,7 +411,10 @@ def _forget_ports() -> None:
 @pytest.mark.usefixtures("stack_in_aws")
 @pytest.mark.parametrize(
     ("event", "answer", "event_logged"),
-    [({"trigger": "schedule"}, "forecasts", []), ({"action": "train", "model": MODEL}, "trained", ["forecaster_training_failed"])],
+    [
+        (json.loads((EVENTS / "forecast_request.json").read_text()), "forecasts", []),
+        ({"action": "train", "model": MODEL}, "trained", ["forecaster_training_failed"]),
+    ],
 )
 def test_forecast_handler_answers_by_model_when_it_is_invoked(event: dict[str, str], answer: str, event_logged: list[str]) -> None:
     context = SimpleNamespace(

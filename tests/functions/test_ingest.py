@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,8 @@ from markserve.core.types import Tier
 from markserve.errors import DependencyUnavailable, Throttled
 from markserve.messages import ArrivalCounts, MetricsBatch, OutcomeCounts, SloAtRisk, encode
 from tests.builders import MODEL, NOW_S, a_metrics_batch, some_outcomes
+
+EVENTS = Path(__file__).resolve().parents[2] / "events"
 
 
 class Stack:
@@ -282,6 +285,19 @@ def test_ingest_handler_emits_attainment_and_burn_rate_when_it_has_judged_a_mode
 
     names = {name for line in capsys.readouterr().out.splitlines() if '"_aws"' in line for name in json.loads(line)}
     assert {"SloAttainment", "SloBurnRate"} <= names
+
+
+@pytest.mark.usefixtures("stack_in_aws")
+def test_ingest_handler_counts_the_recorded_delivery() -> None:
+    event = json.loads((EVENTS / "ingest_sqs.json").read_text())
+    context = SimpleNamespace(
+        function_name="markserve-ingest", memory_limit_in_mb=128, invoked_function_arn="arn:aws:lambda:::function", aws_request_id="r-1"
+    )
+
+    assert handler(event, context) == {"batchItemFailures": []}  # type: ignore[arg-type]
+    assert wiring.windows().arrivals("digits", since_s=0.0, until_s=1e11) == {1767225600.0: 12}
+    assert wiring.windows().ticks(since_s=0.0, until_s=1e11) == [1767225606.25]
+    assert len(wiring.windows().outcomes("digits", since_s=0.0, until_s=1e11)) == 3
 
 
 @pytest.mark.usefixtures("stack_in_aws")

@@ -33,6 +33,7 @@ from markserve.settings import Settings
 pytestmark = pytest.mark.system
 
 STACK = "probe"
+EVENTS = Path(__file__).resolve().parents[2] / "events"
 # Every probe leaves a trace of what reached it in the artefacts bucket.
 TRACE = """
 import json, os, sys, boto3
@@ -209,7 +210,7 @@ def test_image_function_runs_in_its_host(probe: Probe) -> None:
 
 
 def test_control_cycle_applies_every_action_though_one_fails(probe: Probe) -> None:
-    status, output = probe.run_cycle("schedule")
+    status, output = probe.run_cycle(json.loads((EVENTS / "control_cycle_input.json").read_text())["trigger"])
 
     assert status == "SUCCEEDED"
     assert output["forecast"] == {"output": {"made": 1}}
@@ -238,7 +239,14 @@ def test_events_on_the_stacks_bus_reach_the_lifecycle_function_and_the_control_c
     names = ("InstanceReady", "InstanceDrained", "SloAtRisk", "InstanceInterrupted")
     probe.client("events").put_events(
         Entries=[
-            {"Source": "markserve", "DetailType": name, "Detail": json.dumps({"model": name}), "EventBusName": f"{STACK}-bus"}
+            {
+                "Source": "markserve",
+                "DetailType": name,
+                "Detail": json.dumps(
+                    json.loads((EVENTS / "slo_at_risk.json").read_text())["detail"] if name == "SloAtRisk" else {"model": name}
+                ),
+                "EventBusName": f"{STACK}-bus",
+            }
             for name in names
         ]
     )
