@@ -30,6 +30,8 @@ from markserve.errors import Transient
 QUIET_SHARE = 0.3
 BURST_FACTOR = 3.0
 """The burst's rate over the ramp's end: the planner buys for the forecast, which cannot know of it."""
+WARM_MARGIN = 1.25
+"""Over what Little's law asks for at the burst's rate, since a burst is Poisson too."""
 INTERRUPTED_PHASE = "steady"
 TRAINED_PHASE = "calm"
 RETRY_S = 0.5
@@ -43,9 +45,9 @@ class DemoSettings:
 
     rt_max_s: float = 2.0
     sl_min: float = 0.98
-    rate_rps: float = 8.0
+    rate_rps: float = 5.0
     """Rate at the end of the ramp."""
-    seconds: float = 150.0
+    seconds: float = 120.0
     """Length of the load, all phases together."""
     seed: int = SEED
     notice_s: float = 8.0
@@ -75,7 +77,7 @@ class DemoSettings:
             cycle_s=self.cycle_s,
             # Each request holds an environment while it waits. One that has to be started takes a second of a core, which
             # in a burst would starve all others.
-            warm_api_environments=math.ceil(BURST_FACTOR * self.rate_rps * self.rt_max_s),
+            warm_api_environments=math.ceil(WARM_MARGIN * BURST_FACTOR * self.rate_rps * self.rt_max_s),
             parameters={"scale-in-cycles": "2", "warm-environments-max": "8"},
         )
 

@@ -42,6 +42,9 @@ IMAGES = Path(__file__).resolve().parent / "images"
 IMAGE_FUNCTIONS = {"forecast": REPOSITORY / "functions", "spillover": IMAGES}
 """Image functions and where the folders with their code are: spillover has a local composition."""
 READY_TIMEOUT_S = 120.0
+LEAST_API_CONCURRENCY = 32
+COLD_STARTS_BEARABLE = 8
+"""Environments of the api function that may start under load; each takes about half a second of a core."""
 WARM_UP_HOLD_S = 2.0
 """Long enough that no environment is free again before the last one was asked for."""
 HELD_OUT_FILE = "held_out.npz"
@@ -155,9 +158,11 @@ class LocalSystem:
         self._start_fleet(ledger)
         self.note(f"warming {config.warm_api_environments} environments of the api function")
         patient = Config(read_timeout=READY_TIMEOUT_S, max_pool_connections=config.warm_api_environments, retries={"total_max_attempts": 1})
-        warm_api(
-            boto3.client("lambda", config=patient), self.deployment.outputs["ApiFunctionName"], environments=config.warm_api_environments
-        )
+        lambda_, api = boto3.client("lambda", config=patient), self.deployment.outputs["ApiFunctionName"]
+        warm_api(lambda_, api, environments=config.warm_api_environments)
+        # Beyond this an explicit 429 is kinder than one more cold start: enough of them at once would starve every request.
+        limit = max(LEAST_API_CONCURRENCY, config.warm_api_environments + COLD_STARTS_BEARABLE)
+        lambda_.put_function_concurrency(FunctionName=api, ReservedConcurrentExecutions=limit)
 
     def _deploy(self, ledger: ProcessLedger) -> None:
         config = self.config
