@@ -30,6 +30,8 @@ from markserve.errors import Transient
 QUIET_SHARE = 0.3
 BURST_FACTOR = 3.0
 """The burst's rate over the ramp's end: the planner buys for the forecast, which cannot know of it."""
+LONGEST_STAY_S = 2.5
+"""Of a request, however generous the objective: environments are made ready for as many as may be under way at once."""
 WARM_MARGIN = 1.25
 """Over what Little's law asks for at the burst's rate, since a burst is Poisson too."""
 INTERRUPTED_PHASE = "steady"
@@ -77,7 +79,7 @@ class DemoSettings:
             cycle_s=self.cycle_s,
             # Each request holds an environment while it waits. One that has to be started takes a second of a core, which
             # in a burst would starve all others.
-            warm_api_environments=math.ceil(WARM_MARGIN * BURST_FACTOR * self.rate_rps * self.rt_max_s),
+            warm_api_environments=math.ceil(WARM_MARGIN * BURST_FACTOR * self.rate_rps * min(self.rt_max_s, LONGEST_STAY_S)),
             parameters={"scale-in-cycles": "2", "warm-environments-max": "8"},
         )
 
