@@ -88,6 +88,7 @@ class FastEngine:
             terms.spill_latency_s,
             terms.spill_margin_s,
             terms.spill_available,
+            terms.keeps_reserve,
             terms.worker_margin_s,
         )
         instance = workers.instance[batches.worker[:number]] if number else batches.worker[:0]
@@ -120,22 +121,36 @@ def _sheds_head(waiting, limit, latencies, head_by_s, now_s, rate_rps):  # type:
 
 @compiled
 def _admitted_until_s(  # type: ignore[no-untyped-def]
-    arrival_s, now_s, backlog, serving, total_rps, latency_s, rt_max_s, reply_s, spill_s, spill_margin_s, spill_available
+    arrival_s,
+    now_s,
+    queued,
+    in_flight,
+    serving,
+    total_rps,
+    latency_s,
+    rt_max_s,
+    reply_s,
+    spill_s,
+    spill_margin_s,
+    spill_available,
+    keeps_reserve,
 ):
     """`admit`: the instant by which a worker must have answered; -1 spills at once, -2 rejects."""
     deadline_s = arrival_s + rt_max_s
     refusal = -1.0 if spill_available else -2.0
-    if backlog >= QUEUE_LIMIT:
+    if queued + in_flight >= QUEUE_LIMIT:
         return -2.0
     if serving == 0 or total_rps <= 0:
         return refusal
     compute_s = latency_s + reply_s
     answer_by_s = deadline_s
-    if spill_available and rt_max_s - spill_s - spill_margin_s >= compute_s:
+    if spill_available and keeps_reserve and rt_max_s - spill_s - spill_margin_s >= compute_s:
         answer_by_s = deadline_s - spill_s - spill_margin_s
-    backlog_s = backlog / total_rps
-    wait_s = max(0.0, backlog_s) + compute_s
-    if now_s + wait_s - answer_by_s <= 0 or (backlog_s <= latency_s and now_s + compute_s <= answer_by_s):
+    batch_size = max(1.0, total_rps * latency_s / serving)
+    takes = math.floor(queued / batch_size + 1e-9) + 0.5 * min(1.0, in_flight / serving)
+    free_in_s = takes * batch_size / total_rps
+    wait_s = max(0.0, free_in_s) + compute_s
+    if now_s + wait_s - answer_by_s <= 0 or (free_in_s <= latency_s and now_s + compute_s <= answer_by_s):
         return answer_by_s
     return refusal
 
@@ -177,6 +192,7 @@ def _advance(  # type: ignore[no-untyped-def]  # noqa: C901  # one loop over eve
     spill_s,
     spill_margin_s,
     spill_available,
+    keeps_reserve,
     margin_s,
 ):
     n, workers = arrival_s.size, kind_of.size
@@ -197,14 +213,15 @@ def _advance(  # type: ignore[no-untyped-def]  # noqa: C901  # one loop over eve
 
         # --- arrivals
         while coming < n and arrival_s[coming] + transport_s <= now_s:
-            backlog = tail - head
+            in_flight = 0
             for w in range(workers):
                 if free_at_s[w] > now_s and serving_at_s[w] <= now_s:
-                    backlog += running[w]
+                    in_flight += running[w]
             by_s = _admitted_until_s(
                 arrival_s[coming],
                 now_s,
-                backlog,
+                tail - head,
+                in_flight,
                 serving,
                 total_rps,
                 slowest_s,
@@ -213,6 +230,7 @@ def _advance(  # type: ignore[no-untyped-def]  # noqa: C901  # one loop over eve
                 spill_s,
                 spill_margin_s,
                 spill_available,
+                keeps_reserve,
             )
             if by_s >= 0:
                 last_answer_by_s = max(by_s, last_answer_by_s)

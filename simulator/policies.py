@@ -41,6 +41,8 @@ class View:
     """Highest window rate of each past step, oldest first."""
     instances: Sequence[Instance]
     launch_overhead_s: float
+    shape: tuple[float, ...] = ()
+    """How load varies within a step; see `core.arrivals.window_shape`."""
     is_first: bool = False
     """Whether the simulation starts here: history then holds the first step's rate, and launches serve at once."""
 
@@ -138,7 +140,7 @@ class PlannedPolicy:
         forecast = self._forecast(view)
         measured = max((rate for rate in view.history[-2:] if rate is not None), default=None)
         plan = plan_capacity(
-            demands=[self._demand(forecast, measured, view.instances)],
+            demands=[self._demand(forecast, measured, view.instances, view.shape)],
             instances=view.instances,
             offerings=[launching_in(offering, view.launch_overhead_s) for offering in self._offerings],
             tunables=self._tunables,
@@ -151,7 +153,9 @@ class PlannedPolicy:
         )
         return _decision(plan, forecast)
 
-    def _demand(self, forecast: Forecast | None, measured_rps: float | None, instances: Sequence[Instance]) -> ModelDemand:
+    def _demand(
+        self, forecast: Forecast | None, measured_rps: float | None, instances: Sequence[Instance], shape: tuple[float, ...] = ()
+    ) -> ModelDemand:
         return model_demand(
             self._profile.record(),
             tunables=self._tunables,
@@ -160,6 +164,7 @@ class PlannedPolicy:
             instances=instances,
             spillover_memory_mb=self._profile.lambda_memory_mb,
             at_risk=False,
+            shape=shape,
         )
 
 

@@ -82,6 +82,7 @@ class _Window:
             reply_overhead_s=terms.reply_overhead_s,
             margin_s=terms.spill_margin_s,
             spill_available=terms.spill_available,
+            keeps_reserve=terms.keeps_reserve,
         )
         if decision.action is AdmissionAction.ENQUEUE:
             answer_by_s = decision.spill_at_s if decision.spill_at_s is not None else decision.deadline_at_s

@@ -17,13 +17,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from markserve.core.arrivals import ArrivalCount, step_maxima_rps
+from markserve.core.arrivals import ArrivalCount, step_maxima_rps, window_shape
 from markserve.core.backtest import History
 from markserve.core.batch_limits import BatchLimits
 from markserve.core.types import InstanceState, Offering, Slo
 from markserve.errors import InvariantViolated
-from markserve.history import HISTORY_STEPS, REPORT_DELAY_S
-from markserve.plan_inputs import LAMBDA
+from markserve.history import HISTORY_STEPS, REPORT_DELAY_S, SHAPE_STEPS
+from markserve.plan_inputs import LAMBDA, model_spill_reserve
 from simulator.arrivals import Window, windows
 from simulator.assumptions import (
     LAUNCH_DELAY_S,
@@ -39,7 +39,7 @@ from simulator.assumptions import (
 from simulator.fast import FastEngine
 from simulator.fleet import SimulatedFleet, bill_usd, billed_s
 from simulator.output import AuditFiles
-from simulator.policies import Decision, Policy, View
+from simulator.policies import Decision, Policy, View, stack_tunables
 from simulator.reference import ReferenceEngine
 from simulator.service import Kind, ProfileFile, make_kind
 from simulator.spill import SpillTier
@@ -69,6 +69,7 @@ class Scenario:
     def terms(self) -> Terms:
         """Terms of service, with the product's own assumptions."""
         rt_max_s = self.slo.latency_s
+        tunables = stack_tunables(rt_max_s=rt_max_s, sl_min=self.slo.percentile, can_spill=self.profile.can_spill)
         on_lambda_s = self.profile.profile(LAMBDA).points[0].p99_s if self.profile.can_spill else 0.0
         return Terms(
             slo=self.slo,
@@ -78,6 +79,7 @@ class Scenario:
             spill_margin_s=max(SPILL_MARGIN_MIN_S, SPILL_MARGIN_SHARE * rt_max_s),
             spill_available=self.profile.can_spill,
             worker_margin_s=MARGIN_SHARE * rt_max_s,
+            keeps_reserve=model_spill_reserve(self.profile.record(), tunables).reserve_s > 0,
         )
 
 
@@ -190,6 +192,7 @@ class _Run:
             history=self._history(until_s),
             instances=fleet.instances,
             launch_overhead_s=fleet.launch_overhead_s(),
+            shape=self._shape(until_s),
             is_first=is_first,
         )
         decision = self._policy.decide(view)
@@ -203,6 +206,10 @@ class _Run:
         known = [count for count in self._recorded if count.at_s + WINDOW_S <= until_s + 1e-9]
         maxima = step_maxima_rps(known[-HISTORY_STEPS * WINDOWS_PER_STEP :], window_s=WINDOW_S, step_s=STEP_S)
         return maxima if len(maxima) >= HISTORY_STEPS else [self._opening_rps, *maxima]
+
+    def _shape(self, until_s: float) -> tuple[float, ...]:
+        recent = list(islice(reversed(self._recorded), SHAPE_STEPS * WINDOWS_PER_STEP))[::-1]
+        return window_shape([c for c in recent if c.at_s + WINDOW_S <= until_s + 1e-9], window_s=WINDOW_S, step_s=STEP_S)
 
     def _carry_out(self, decision: Decision, *, now_s: float, is_first: bool) -> None:
         fleet = self._fleet

@@ -42,6 +42,7 @@ class Terms:
     spill_margin_s: float
     spill_available: bool
     worker_margin_s: float
+    keeps_reserve: bool = True
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from markserve.core.profiles import LatencyEstimate
 from markserve.core.types import Tier
 from markserve.errors import ConfigurationError, InferenceFailed
 from markserve.messages import ModelRecord
+from markserve.plan_inputs import model_spill_reserve
 from markserve.ports import ModelRunner
 from markserve.profiling import batch_profile, profile_runner, sample_request
 from markserve.settings import Settings
@@ -91,12 +92,12 @@ def prepare(record: ModelRecord, runner: ModelRunner, instance_type: str) -> Pac
         sizes = [size for size in STARTUP_BATCH_SIZES if size <= record.max_batch_size]
         points = profile_runner(runner, [sample_request(record)], batch_sizes=sizes, samples=STARTUP_SAMPLES)
         logger.warning("no profile of %s on %s; measured one: %s", record.model, instance_type, points)
-    on_lambda = record.profiles.get("lambda", ())
+    tunables = wiring.parameters().get(record.model)
     pacing: Pacing[Work] = Pacing(
         estimate=LatencyEstimate(batch_profile(instance_type, points)),
-        tunables=wiring.parameters().get(record.model),
+        tunables=tunables,
         max_batch_size=record.max_batch_size,
-        spill_reserve_s=on_lambda[0].p99_s if on_lambda else 0.0,
+        spill_reserve_s=model_spill_reserve(record, tunables).reserve_s,
     )
     for size in (1, 1, pacing.limits.max_batch_size):
         for result in runner.run([sample_request(record)] * size):

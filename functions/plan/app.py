@@ -21,7 +21,7 @@ from markserve.core.lifecycle import Decision, Step, apply, measured_launch_over
 from markserve.core.planning import CapacityPlan, ModelDemand, Trigger, plan_capacity
 from markserve.core.types import Instance, InstanceState, Offering
 from markserve.errors import StaleWrite, Transient
-from markserve.history import StepGrid, recorded_steps
+from markserve.history import SHAPE_STEPS, StepGrid, recorded_steps
 from markserve.messages import DecisionRecord, Message, PlanRecord, from_plain, to_plain
 from markserve.plan_inputs import model_demand
 from markserve.plan_records import plan_actions, plan_record
@@ -168,16 +168,17 @@ def _demands(
     demands: list[ModelDemand] = []
     for record in records:
         forecast = control.latest_forecast(record.model)
-        recorded = recorded_steps(record.model, windows=windows, grid=StepGrid.of(settings), steps=MEASURED_STEPS, now_s=now_s)
+        recorded = recorded_steps(record.model, windows=windows, grid=StepGrid.of(settings), steps=SHAPE_STEPS, now_s=now_s)
         demands.append(
             model_demand(
                 record,
                 tunables=parameters.get(record.model),
                 forecast=forecast.to_forecast() if forecast else None,
-                measured_rate_rps=max((rate for rate in recorded.rates_rps if rate is not None), default=None),
+                measured_rate_rps=max((rate for rate in recorded.rates_rps[-MEASURED_STEPS:] if rate is not None), default=None),
                 instances=[i for i in current if i.model == record.model],
                 spillover_memory_mb=settings.spillover_memory_mb,
                 at_risk=record.model in at_risk,
+                shape=recorded.shape,
             )
         )
     return demands

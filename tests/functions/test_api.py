@@ -44,7 +44,7 @@ from markserve.front import Front, FrontPorts
 from markserve.messages import Answer, AnswerError, InferenceRequest, StoredResult, Tensor
 from markserve.payloads import offload_outputs
 from markserve.protocol import oip
-from tests.builders import MODEL, NOW_S, a_model_record, an_instance, worker_stats
+from tests.builders import MODEL, NOW_S, a_model_record, a_profile, an_instance, profile_records, worker_stats
 
 INFER = f"/v2/models/{MODEL}/infer"
 KEYED = {"Idempotency-Key": "order-1"}
@@ -97,7 +97,9 @@ class World:
         self.spill_takes_s = spill_takes_s
         self.sent: list[InferenceRequest] = []
         self.results = results or MemoryResultStore()
-        self.models = MemoryModelStore(a_model_record())
+        # So fast that time for spilling costs it hardly any rate.
+        fast = {"c5.large": profile_records(a_profile({1: 0.002, 8: 0.004}))}
+        self.models = MemoryModelStore(a_model_record(profiles={**a_model_record().profiles, **fast}))
         self.instances = MemoryInstanceRegistry(*[an_instance(instance_id=f"i-{n}") for n in range(instances)])
         self.spillover = MemorySpilloverInvoker(self._on_lambda, max_concurrency=spill_limit, failure=spill_failure)
         self.parameters = MemoryParameterSource(Tunables(rt_max_s=0.2, **tunables))

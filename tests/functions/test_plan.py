@@ -115,7 +115,8 @@ def test_plan_launches_for_the_forecast_and_stores_what_it_decided() -> None:
     assert [(x.offering.key, x.count, x.model) for x in launches] == [("c5.large/on_demand/us-east-1a", 3, MODEL)]
     assert launches[0].action_id == f"{record.plan_id}/launch/0"
     assert record.plan_id == "plan-000001-6553f100"
-    assert (record.demand_rps, record.capacity_rps) == ({MODEL: 50.0}, {MODEL: 60.0})
+    assert record.demand_rps == {MODEL: 50.0}
+    assert 50.0 < record.capacity_rps[MODEL] < 60.0  # three of 20 rps, less the room that random arrivals need
     assert record.hourly_cost_usd == pytest.approx(0.255)
     assert world.control.latest_plan() == record
 

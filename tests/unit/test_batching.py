@@ -54,15 +54,14 @@ def test_limit_shrinks_when_the_instance_turned_out_slower() -> None:
     assert choose_batch_limits(estimate=slower, latency_budget_s=0.1, max_batch_size=16).max_batch_size == 1
 
 
-def test_rate_is_discounted_when_no_request_can_wait_for_another() -> None:
+def test_rate_is_nominal_when_no_request_can_wait_for_another() -> None:
     limits = choose_batch_limits(estimate=AFFINE, latency_budget_s=0.03, max_batch_size=16)
 
     assert limits.max_batch_size == 1
     assert limits.max_queue_delay_s == pytest.approx(0.01)
-    assert limits.service_rate_rps == pytest.approx(25.0)  # half of 1 / T(1): 10 ms of every 20 ms can wait
+    assert limits.service_rate_rps == pytest.approx(50.0)
     assert limits.reason == (
-        "b = 1, light load only: 2 * T(1) = 0.040 s exceeds the budget of 0.030 s by 0.010 s, "
-        "so only 50% of what arrives while a request runs can wait for it"
+        "b = 1: 2 * T(1) = 0.040 s exceeds the budget of 0.030 s by 0.010 s, so whoever waits for a whole request is late"
     )
 
 

@@ -243,6 +243,7 @@ class Front:
                 reply_overhead_s=measured.reply_s.value,
                 margin_s=max(MARGIN_MIN_S, MARGIN_SHARE * slo.latency_s),
                 spill_available=spill_available,
+                keeps_reserve=self.view.keeps_reserve(record, self._ports.parameters.get(record.model)),
                 asynchronous=call.asynchronous,
             )
         self.metrics.arrival(record.model, at_s=call.arrival_at_s)

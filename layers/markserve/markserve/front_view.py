@@ -8,9 +8,11 @@ from typing import Generic, TypeVar
 
 from markserve.core.estimators import DecayingQuantile
 from markserve.core.spillover import FleetView, fleet_view
+from markserve.core.tunables import Tunables
 from markserve.core.types import Instance
 from markserve.errors import Transient
 from markserve.messages import ModelRecord
+from markserve.plan_inputs import model_spill_reserve
 from markserve.ports import InstanceRegistry, ModelStore
 
 RECORD_TTL_S = 30.0
@@ -90,6 +92,7 @@ class FrontView:
         self._records: _Cache[ModelRecord] = _Cache(ttl_s=RECORD_TTL_S, now_s=now_s)
         self._fleets: _Cache[list[Instance]] = _Cache(ttl_s=FLEET_TTL_S, now_s=now_s)
         self._measured: dict[str, Measured] = {}
+        self._keeps_reserve: dict[Hashable, bool] = {}
 
     def record(self, model: str, version: str | None = None) -> ModelRecord:
         """Return a version of a model, by default the live one; raises `UnknownModel`."""
@@ -100,6 +103,13 @@ class FrontView:
         instances = self._fleets.get(model, lambda: self._instances.list(model))
         # Judged at every call: a worker that went silent stops counting even while its record is cached.
         return fleet_view(instances, self._now_s(), self._heartbeat_timeout_s)
+
+    def keeps_reserve(self, record: ModelRecord, tunables: Tunables) -> bool:
+        """Whether this model's workers leave time for spilling; worked out once per version and objective."""
+        key = (record.model, record.version, tunables.rt_max_s, tunables.spillover_max_concurrency > 0)
+        if key not in self._keeps_reserve:
+            self._keeps_reserve[key] = model_spill_reserve(record, tunables).reserve_s > 0
+        return self._keeps_reserve[key]
 
     def measured(self, record: ModelRecord) -> Measured:
         """Latencies of the model, starting from its profile."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from markserve.core.arrivals import series, step_maxima_rps, window_start
+from markserve.core.arrivals import series, step_maxima_rps, window_shape, window_start
 from markserve.core.backtest import History
 from markserve.ports import WindowStore
 from markserve.settings import Settings
 
 HISTORY_STEPS = 360
 """Steps a forecast reads: six hours of minutes, which fit one DynamoDB query page and give 0.99 some errors to learn from."""
+SHAPE_STEPS = 60
+"""Steps that tell how load varies within one: an hour, long enough for the ratios and short enough to follow the day."""
 REPORT_DELAY_S = 2.0
 """A front reports about once a second and ingestion takes another: younger windows are not whole yet."""
 TICK_GAP_STEPS = 2.0
@@ -38,6 +40,8 @@ class RecordedSteps:
     rates_rps: History
     until_s: float
     """End of the last step."""
+    shape: tuple[float, ...] = ()
+    """How load varies within a step; see `core.arrivals.window_shape`."""
 
     @property
     def known(self) -> int:
@@ -60,4 +64,5 @@ def recorded_steps(model: str, *, windows: WindowStore, grid: StepGrid, steps: i
     )
     rates = step_maxima_rps(recorded, window_s=grid.window_s, step_s=grid.step_s)
     first = next((index for index, rate in enumerate(rates) if rate is not None), len(rates))
-    return RecordedSteps(rates_rps=rates[first:], until_s=until_s)
+    shape = window_shape(recorded, window_s=grid.window_s, step_s=grid.step_s)
+    return RecordedSteps(rates_rps=rates[first:], until_s=until_s, shape=shape)

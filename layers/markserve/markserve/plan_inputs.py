@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from markserve.core.cost import spill_cost_per_request_usd
 from markserve.core.planning import ModelDemand, SpillTier
+from markserve.core.spillover import SpillReserve, spill_reserve
 from markserve.core.tunables import Tunables
 from markserve.core.types import BatchProfile, Forecast, Instance, InstanceState
 from markserve.messages import ModelRecord
@@ -39,29 +40,49 @@ def model_demand(
     instances: Sequence[Instance],
     spillover_memory_mb: int,
     at_risk: bool,
+    shape: tuple[float, ...] = (),
 ) -> ModelDemand:
     """Gather what planning needs, with the latency budget that workers and fronts will leave to a batch.
 
-    Like them, it keeps a reserve for spilling before the deadline, unless no type could work within what remains:
-    then fronts spill at the deadline, and the reserve is nothing.
+    Like them, it keeps a reserve for spilling before the deadline where that is worth its cost (`model_spill_reserve`).
     """
-    profiles = {name: batch_profile(name, points) for name, points in record.profiles.items() if points}
-    on_lambda = profiles.pop(LAMBDA, None)
+    profiles, on_lambda = _profiles(record)
     spill_s = _spill_latency_s(on_lambda, profiles)
-    reserve_s = spill_s + max(SPILL_MARGIN_MIN_S, SPILL_MARGIN_SHARE * tunables.rt_max_s) if tunables.spillover_max_concurrency else 0.0
     budget_s = tunables.rt_max_s * (1 - MARGIN_SHARE) - _transport_s(instances, tunables.rt_max_s) - REPLY_OVERHEAD_S
-    fastest_s = min((profile.points[0].p98_s for profile in profiles.values()), default=0.0)
     return ModelDemand(
         model=record.model,
         profiles=profiles,
-        latency_budget_s=budget_s - reserve_s if budget_s - reserve_s > fastest_s else budget_s,
+        latency_budget_s=budget_s - model_spill_reserve(record, tunables).reserve_s,
         max_batch_size=record.max_batch_size,
         tunables=tunables,
         forecast=forecast,
         measured_rate_rps=measured_rate_rps,
         spill=_spill_tier(on_lambda, spill_s, tunables, spillover_memory_mb),
         at_risk=at_risk,
+        shape=shape,
     )
+
+
+def model_spill_reserve(record: ModelRecord, tunables: Tunables) -> SpillReserve:
+    """Time that this model's workers leave to the spillover function.
+
+    From the profile and priors alone, so that fronts, workers and the planner come to the same whatever each has measured.
+    """
+    if not tunables.spillover_max_concurrency:
+        return SpillReserve(reserve_s=0.0, reason="spill-over is off")
+    profiles, on_lambda = _profiles(record)
+    return spill_reserve(
+        profiles.values(),
+        budget_s=tunables.rt_max_s * (1 - MARGIN_SHARE) - TRANSPORT_PRIOR_S - REPLY_OVERHEAD_S,
+        reserve_s=_spill_latency_s(on_lambda, profiles) + max(SPILL_MARGIN_MIN_S, SPILL_MARGIN_SHARE * tunables.rt_max_s),
+        max_batch_size=record.max_batch_size,
+    )
+
+
+def _profiles(record: ModelRecord) -> tuple[dict[str, BatchProfile], BatchProfile | None]:
+    """Profiles by instance type, and that of the spillover function."""
+    profiles = {name: batch_profile(name, points) for name, points in record.profiles.items() if points}
+    return profiles, profiles.pop(LAMBDA, None)
 
 
 def _transport_s(instances: Sequence[Instance], rt_max_s: float) -> float:

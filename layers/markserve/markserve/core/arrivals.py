@@ -104,3 +104,42 @@ def step_maxima_rps(windows: Sequence[ArrivalCount], *, window_s: float, step_s:
         known = [window.count for window in windows[start : start + per_step] if window.count is not None]
         maxima.append(max(known) / window_s if 2 * len(known) >= per_step else None)
     return maxima
+
+
+SHAPE_POINTS = 10
+"""Equally likely window-to-highest ratios that describe how load varies within a step."""
+SHAPE_STEPS_MIN = 5
+"""Steps with arrivals below which the ratios say more about chance than about the load."""
+
+
+def window_shape(windows: Sequence[ArrivalCount], *, window_s: float, step_s: float) -> tuple[float, ...]:
+    """How far windows fall below the highest one of their step: `SHAPE_POINTS` equally likely ratios, ascending.
+
+    Forecasts are of a step's highest window. Capacity that is short of that is short for some windows only, and for how many
+    decides whether spilling them is cheaper. Steady load at a high rate has ratios near 1, load that comes in bursts of a few
+    seconds far less.
+
+    Returns
+    -------
+    tuple
+        Empty when fewer than `SHAPE_STEPS_MIN` steps had arrivals.
+
+    Examples
+    --------
+    >>> bursts = [ArrivalCount(5.0 * i, 40 if i % 4 == 0 else 10) for i in range(40)]
+    >>> window_shape(bursts, window_s=5.0, step_s=20.0)
+    (0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 1.0, 1.0, 1.0)
+    """
+    per_step = round(step_s / window_s)
+    ratios: list[float] = []
+    steps = 0
+    for start in range(len(windows) % per_step, len(windows), per_step):
+        known = [window.count for window in windows[start : start + per_step] if window.count is not None]
+        highest = max(known, default=0)
+        if highest > 0 and 2 * len(known) >= per_step:
+            steps += 1
+            ratios += [count / highest for count in known]
+    if steps < SHAPE_STEPS_MIN:
+        return ()
+    ratios.sort()
+    return tuple(ratios[int((point + 0.5) / SHAPE_POINTS * len(ratios))] for point in range(SHAPE_POINTS))

@@ -22,7 +22,7 @@ class BatchLimits:
     max_queue_delay_s: float
     """What is left for waiting when a full batch must still make the objective: budget - T(b)."""
     service_rate_rps: float
-    """Rate that can be sustained within the objective."""
+    """Nominal: b / T(b) at the limit, with work always waiting. `core.staffing` says how much of it a fleet can use."""
     batch_latency_s: float
     """T(b) at the limit."""
     reason: str
@@ -37,17 +37,12 @@ def choose_batch_limits(*, estimate: LatencyEstimate, latency_budget_s: float, m
 
         sustained:    b / T(b)   subject to   2 * T(b) <= budget                                         (1)
 
-    The highest rate wins, or the smallest b within 1 % of it. When not even 2 * T(1) fits, an instance is still useful
-    under light load, where a request usually finds the runner idle. Of those that arrive while another runs, only the
-    ones within `budget - T(1)` of its end can wait for it; the others spill. So b = 1, and what is served in time is
-
-        light load:   1 / T(1) * (budget - T(1)) / T(1)   subject to   T(1) < budget                     (2)
-
-    which equals (1) at `2 * T(1) = budget` and falls to nothing at `T(1) = budget`.
+    The highest rate wins, or the smallest b within 1 % of it. When not even 2 * T(1) fits but T(1) does, b = 1: one such
+    instance can hardly be used, as whoever finds it busy is late, but of several that share a queue one is soon free.
 
     Regimes: a looser budget admits larger batches until T(b) / b stops falling or the model's limit is reached; a
-    slower instance (scale above 1) gets smaller ones. Both rates are fluid limits: random arrivals need headroom,
-    which planning adds, and what exceeds it spills.
+    slower instance (scale above 1) gets smaller ones. The rate is nominal, a fluid limit: random arrivals need room,
+    which `core.staffing` works out for the size of the fleet.
 
     Parameters
     ----------
@@ -93,15 +88,14 @@ def choose_batch_limits(*, estimate: LatencyEstimate, latency_budget_s: float, m
     latencies = {b: estimate.batch_latency_s(b) for b in range(1, max_batch_size + 1)}
     rates = {b: b / latency for b, latency in latencies.items() if 2 * latency <= latency_budget_s + EPSILON_S}
     if not rates:
-        share = (latency_budget_s - alone_s) / alone_s
         return BatchLimits(
             max_batch_size=1,
             max_queue_delay_s=latency_budget_s - alone_s,
-            service_rate_rps=share / alone_s,
+            service_rate_rps=1 / alone_s,
             batch_latency_s=alone_s,
             reason=(
-                f"b = 1, light load only: 2 * T(1) = {2 * alone_s:.3f} s exceeds the budget of {latency_budget_s:.3f} s by "
-                f"{2 * alone_s - latency_budget_s:.3f} s, so only {share:.0%} of what arrives while a request runs can wait for it"
+                f"b = 1: 2 * T(1) = {2 * alone_s:.3f} s exceeds the budget of {latency_budget_s:.3f} s by "
+                f"{2 * alone_s - latency_budget_s:.3f} s, so whoever waits for a whole request is late"
             ),
         )
     highest = max(rates.values())

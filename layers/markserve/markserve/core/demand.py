@@ -1,19 +1,24 @@
-"""How much demand to buy capacity for: a quantile of the forecast, or what was measured when there is none."""
+"""How much demand to buy capacity for: what the forecast makes worth its price, or what was measured without one."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 
 from markserve.core.cost import newsvendor_quantile
+from markserve.core.newsvendor import equally_likely_rps, lumpy_demand_rps, sustained_rps
 from markserve.core.types import Forecast, require
 
 MAX_STEPS = 500
 """Steps a plan looks ahead at most: more would cost time and change no decision of this cycle."""
 UPPER_QUANTILE = 0.99
 """The forecast's upper tail: what to be prepared for, rather than to buy for."""
+MISS_COST_RATIO = 0.05
+"""Worth of a worker's place over that of a request which fails for want of one: capacity is bought while it is likelier than
+this that it is needed. The objective allows 2 % to fail; with 5 % the excess beyond capacity stays well below that."""
 
 
 class Trigger(StrEnum):
@@ -90,45 +95,88 @@ def quantile_path(forecast: Forecast, quantile: float) -> tuple[float, ...]:
     return tuple(forecast.rates_rps[known[-1]])
 
 
-def buying_quantile(
-    *, demand_quantile: float, spill_usd_per_request: float | None, worker_usd_per_request: float | None
-) -> tuple[float, str]:
-    """Choose the forecast quantile to buy for: the operator's, else the newsvendor's at live prices.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Buying:
+    """How much of an uncertain demand to buy capacity for."""
 
-    Without a spillover tier, a shortfall is a failed request, so the upper tail is bought.
+    quantile: float | None
+    """The operator's; None for the newsvendor's rule."""
+    lump_rps: float
+    """Capacity of the instance that one more would be."""
+    cost_ratio: float
+    """Cost of an instance's request over the cost of one that finds no instance."""
+    reason: str
 
-    >>> buying_quantile(demand_quantile=0.0, spill_usd_per_request=2e-6, worker_usd_per_request=5e-7)
-    (0.75, 'newsvendor: a million requests cost $2.000 spilled, $0.500 on a worker')
+
+def buying_rule(
+    *, demand_quantile: float, spill_usd_per_request: float | None, worker_usd_per_request: float | None, lump_rps: float
+) -> Buying:
+    """Choose how much to buy: the operator's quantile, else the newsvendor's rule at live prices.
+
+    Without a spillover tier a shortfall is a failed request; it counts as `1 / MISS_COST_RATIO` times its place on a worker.
+
+    >>> rule = buying_rule(demand_quantile=0.0, spill_usd_per_request=2e-6, worker_usd_per_request=5e-7, lump_rps=40.0)
+    >>> rule.cost_ratio, rule.reason
+    (0.25, 'newsvendor: a million requests cost $2.000 spilled, $0.500 on a worker of 40.0 rps')
     """
     if demand_quantile > 0:
-        return demand_quantile, "set by demand-quantile"
-    if spill_usd_per_request is None:
-        return UPPER_QUANTILE, "since nothing can spill"
+        return Buying(quantile=demand_quantile, lump_rps=lump_rps, cost_ratio=1 - demand_quantile, reason="set by demand-quantile")
     if worker_usd_per_request is None:
-        return UPPER_QUANTILE, "since no worker can be bought"
-    q = newsvendor_quantile(spill_cost_per_request_usd=spill_usd_per_request, worker_cost_per_request_usd=worker_usd_per_request)
-    return (
-        q,
-        f"newsvendor: a million requests cost ${spill_usd_per_request * 1e6:.3f} spilled, ${worker_usd_per_request * 1e6:.3f} on a worker",
+        return Buying(quantile=UPPER_QUANTILE, lump_rps=lump_rps, cost_ratio=0.0, reason="since no worker can be bought")
+    if spill_usd_per_request is None:
+        return Buying(
+            quantile=None,
+            lump_rps=lump_rps,
+            cost_ratio=MISS_COST_RATIO,
+            reason=f"newsvendor: nothing can spill, and a request that fails counts as {1 / MISS_COST_RATIO:.0f} on a worker",
+        )
+    return Buying(
+        quantile=None,
+        lump_rps=lump_rps,
+        cost_ratio=1
+        - newsvendor_quantile(spill_cost_per_request_usd=spill_usd_per_request, worker_cost_per_request_usd=worker_usd_per_request),
+        reason=f"newsvendor: a million requests cost ${spill_usd_per_request * 1e6:.3f} spilled, "
+        f"${worker_usd_per_request * 1e6:.3f} on a worker of {lump_rps:.1f} rps",
     )
+
+
+def bought_path(forecast: Forecast, buying: Buying, *, window_s: float, shape: Sequence[float] = ()) -> tuple[float, ...]:
+    """Rates to buy for: the operator's quantile of the highest window, or the newsvendor's rate of the load of all windows.
+
+    Forecasts are of each step's highest window. How the others lie below it is `shape`, as measured; without it, as Poisson
+    arrivals at a constant rate would.
+    """
+    if buying.quantile is not None:
+        return quantile_path(forecast, buying.quantile)
+    windows = max(1, round(forecast.step_s / window_s))
+    rates: list[float] = []
+    for step in range(min(forecast.steps, MAX_STEPS)):
+        highest = equally_likely_rps({quantile: path[step] for quantile, path in forecast.rates_rps.items()})
+        if shape:
+            likely = [rate * ratio for rate in highest for ratio in shape]
+        else:
+            likely = [sustained_rps(rate, windows=windows, window_s=window_s) for rate in highest]
+        rates.append(round(lumpy_demand_rps(likely, lump_rps=buying.lump_rps, cost_ratio=buying.cost_ratio), 9))
+    return tuple(rates)
 
 
 def demand_path(
     *,
     forecast: Forecast | None,
     measured_rate_rps: float | None,
-    quantile: float,
-    quantile_reason: str,
+    buying: Buying,
     headroom: float,
     trigger: Trigger,
     now_s: float,
     default_step_s: float,
     default_steps: int,
+    window_s: float,
+    shape: Sequence[float] = (),
 ) -> DemandPath:
     """Rates to buy for from now on, times `headroom`.
 
-    With a forecast: its quantile, from the step that contains `now_s`. A forecast whose steps all lie in the past
-    is none. Without one: the measured rate held flat (persistence), and zero when nothing was measured, which
+    With a forecast: what `buying` makes of it, from the step that contains `now_s`. A forecast whose steps all lie in the
+    past is none. Without one: the measured rate held flat (persistence), and zero when nothing was measured, which
     leaves `min_instances` and spill-over. An urgent plan runs on a forecast that did not see the trouble, so its
     path is raised to the measured rate.
     """
@@ -144,9 +192,12 @@ def demand_path(
         )
     first = max(0, first)
     floor = measured_rate_rps if trigger.is_urgent and measured_rate_rps is not None else 0.0
-    rates = tuple(max(rate, floor) * headroom for rate in quantile_path(forecast, quantile)[first : first + MAX_STEPS])
+    rates = tuple(
+        max(rate, floor) * headroom for rate in bought_path(forecast, buying, window_s=window_s, shape=shape)[first : first + MAX_STEPS]
+    )
     upper = quantile_path(forecast, UPPER_QUANTILE)[first : first + MAX_STEPS]
-    reason = f"{forecast.forecaster} at quantile {quantile:.2f}, {quantile_reason}"
+    reason = f"{forecast.forecaster} at quantile {buying.quantile:.2f}, " if buying.quantile is not None else f"{forecast.forecaster}, "
+    reason += buying.reason
     if headroom != 1:
         reason += f", times headroom {headroom:g}"
     if floor > 0:

@@ -6,13 +6,14 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from markserve.core.batching import choose_batch_limits
+from markserve.core.batching import BatchLimits, choose_batch_limits
 from markserve.core.capacity import Candidate, SpillTier, SpotRules, prune
-from markserve.core.demand import DemandPath, Trigger, buying_quantile, demand_path
+from markserve.core.demand import DemandPath, Trigger, buying_rule, demand_path, quantile_path
 from markserve.core.greedy import Choice, Task
 from markserve.core.plan import Rejected
 from markserve.core.profiles import LatencyEstimate
 from markserve.core.scale_in import STARTED_OR_STARTING
+from markserve.core.staffing import LATE_SHARES, late_share_worth, rate_in_fleet_rps
 from markserve.core.tunables import Tunables
 from markserve.core.types import BatchProfile, CapacityType, Forecast, Instance, InstanceState, Offering
 from markserve.errors import InfeasibleSlo
@@ -37,6 +38,10 @@ class ModelDemand:
     """None when the spillover function is off, or too slow for the objective."""
     at_risk: bool = False
     """Whether its objective is at risk and needs one more instance."""
+    window_s: float = 5.0
+    """Counting window whose highest rate forecasts are of."""
+    shape: tuple[float, ...] = ()
+    """How load varies within a step, as measured; see `core.arrivals.window_shape`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,9 +84,14 @@ class Prepared:
 
 
 def type_capacities(
-    demand: ModelDemand, instance_types: Collection[str], instances: Sequence[Instance]
+    demand: ModelDemand,
+    instance_types: Collection[str],
+    instances: Sequence[Instance],
+    offerings: Sequence[Offering],
+    *,
+    fleet_rate_rps: float,
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Rate that each instance type sustains within the objective.
+    """Rate that an instance of each type is good for within the objective, in a fleet that serves `fleet_rate_rps`.
 
     Serving workers refit their profile online; where any report, the mean of their rates replaces the profile's.
 
@@ -90,27 +100,57 @@ def type_capacities(
     (capacities, refusals)
         Requests/s by type; and why the other types cannot be used.
     """
-    capacities: dict[str, float] = {}
     refusals: dict[str, str] = {}
+    limits: dict[str, BatchLimits] = {}
     for name in sorted(instance_types):
-        profile = demand.profiles.get(name)
-        if profile is None:
+        if (profile := demand.profiles.get(name)) is None:
             refusals[name] = f"{demand.model}: no measured profile on {name}"
             continue
         try:
-            limits = choose_batch_limits(
+            limits[name] = choose_batch_limits(
                 estimate=LatencyEstimate(profile), latency_budget_s=demand.latency_budget_s, max_batch_size=demand.max_batch_size
             )
         except InfeasibleSlo as error:
             refusals[name] = f"{demand.model}: {error}"
+    late_share_max = _late_share_max(demand, limits, offerings)
+    capacities: dict[str, float] = {}
+    for name, chosen in limits.items():
+        usable_rps = rate_in_fleet_rps(
+            LatencyEstimate(demand.profiles[name]), chosen, fleet_rate_rps=fleet_rate_rps, late_share_max=late_share_max
+        )
+        if usable_rps <= 0:
+            refusals[name] = f"{demand.model}: random arrivals miss the objective on {name}, however many share them"
             continue
         measured = [
             i.stats.service_rate_rps
             for i in instances
             if i.offering.instance_type == name and i.state is InstanceState.SERVING and i.stats.service_rate_rps > 0
         ]
-        capacities[name] = math.fsum(measured) / len(measured) if measured else limits.service_rate_rps
+        slowdown = math.fsum(measured) / len(measured) / chosen.service_rate_rps if measured else 1.0
+        capacities[name] = usable_rps * slowdown
     return capacities, refusals
+
+
+def _late_share_max(demand: ModelDemand, limits: Mapping[str, BatchLimits], offerings: Sequence[Offering]) -> float:
+    """Share of requests that may find no server in time: few where they fail, more where it is cheaper to spill them."""
+    if demand.spill is None:
+        return LATE_SHARES[0]
+    usable = [o for o in offerings if o.instance_type in limits]
+    cheapest = min((o.price_usd_per_hour / 3600 / limits[o.instance_type].service_rate_rps for o in usable), default=0.0)
+    return late_share_worth(cheapest / demand.spill.usd_per_request)
+
+
+def expected_rate_rps(demand: ModelDemand, now_s: float, within_s: float) -> float:
+    """Rate that the fleet will serve until launches made now have served for a while: what capacities are stated for.
+
+    The highest median of the forecast between now and twice `within_s`; the measured rate where there is no forecast.
+    """
+    forecast = demand.forecast
+    if forecast is None:
+        return demand.measured_rate_rps or 0.0
+    first = max(0, math.floor((now_s - forecast.origin_at_s) / forecast.step_s + 1e-9))
+    last = math.ceil((now_s + 2 * within_s - forecast.origin_at_s) / forecast.step_s)
+    return max(quantile_path(forecast, 0.5)[first : max(first + 1, last)], default=demand.measured_rate_rps or 0.0)
 
 
 def prepare(
@@ -132,24 +172,29 @@ def prepare(
     """
     own = [i for i in instances if i.model == demand.model and i.state in STARTED_OR_STARTING]
     types = {o.instance_type for o in offerings} | {i.offering.instance_type for i in own}
-    capacities, refusals = type_capacities(demand, types, own)
-    usable, rejected = _usable(demand, offerings, capacities, refusals, unavailable)
-
-    cheapest = min((o.price_usd_per_hour / 3600 / _capacity_rps(o, capacities) for o in usable), default=None)
+    fleet_rate_rps = expected_rate_rps(demand, now_s, max((o.launch_overhead_s for o in offerings), default=0.0))
     spill_usd = demand.spill.usd_per_request if demand.spill else None
-    quantile, quantile_reason = buying_quantile(
-        demand_quantile=demand.tunables.demand_quantile, spill_usd_per_request=spill_usd, worker_usd_per_request=cheapest
+    capacities, refusals = type_capacities(demand, types, own, offerings, fleet_rate_rps=fleet_rate_rps)
+    usable, rejected = _usable(demand, offerings, capacities, refusals, unavailable)
+    # The instance that one more would be: the cheapest for the rate at hand, which a large one may exceed many times.
+    typical = min(usable, key=lambda o: (_usd_per_request(o, capacities, fleet_rate_rps), o.price_usd_per_hour, o.key), default=None)
+    buying = buying_rule(
+        demand_quantile=demand.tunables.demand_quantile,
+        spill_usd_per_request=spill_usd,
+        worker_usd_per_request=typical.price_usd_per_hour / 3600 / _capacity_rps(typical, capacities) if typical else None,
+        lump_rps=_capacity_rps(typical, capacities) if typical else 1.0,
     )
     path = demand_path(
         forecast=demand.forecast,
         measured_rate_rps=demand.measured_rate_rps,
-        quantile=quantile,
-        quantile_reason=quantile_reason,
+        buying=buying,
         headroom=demand.tunables.headroom,
         trigger=trigger,
         now_s=now_s,
         default_step_s=default_step_s,
         default_steps=default_steps,
+        window_s=demand.window_s,
+        shape=demand.shape,
     )
     ready_steps = {s: path.horizon.ready_step(now_s + s, now_s) for s in {o.launch_overhead_s for o in usable}}
     offers, dropped = prune(
@@ -220,6 +265,11 @@ def _usable(
 def _capacity_rps(offering: Offering, capacities: Mapping[str, float]) -> float:
     lost_share = min(0.5, offering.interruption_rate_per_hour * offering.launch_overhead_s / 3600)
     return capacities[offering.instance_type] * (1 - lost_share)
+
+
+def _usd_per_request(offering: Offering, capacities: Mapping[str, float], rate_rps: float) -> float:
+    capacity_rps = _capacity_rps(offering, capacities)
+    return offering.price_usd_per_hour / 3600 / (min(capacity_rps, rate_rps) if rate_rps > 0 else capacity_rps)
 
 
 def _existing(own: Sequence[Instance], capacities: Mapping[str, float], path: DemandPath, now_s: float) -> tuple[Candidate, ...]:

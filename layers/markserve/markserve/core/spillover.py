@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from markserve.core.types import Instance, InstanceState, Slo, require
+from markserve.core.batch_limits import choose_batch_limits
+from markserve.core.profiles import LatencyEstimate
+from markserve.core.types import BatchProfile, Instance, InstanceState, Slo, require
 
 QUEUE_LIMIT = 100_000
 """Backlog beyond which nothing is enqueued, async or not: SQS holds 120,000 messages in flight."""
@@ -49,6 +51,20 @@ class FleetView:
     def backlog_s(self) -> float:
         """Time to work the backlog off."""
         return self.backlog / self.service_rate_rps if self.service_rate_rps > 0 else math.inf if self.backlog else 0.0
+
+    @property
+    def wait_s(self) -> float:
+        """Time until a worker takes up a new request.
+
+        With n workers that serve b at a time in T(b), one falls free every T(b)/n, and takes b off the queue. A request
+        with q ahead of it thus waits for q/b (rounded down) of them, after half an interval for the first, or none while
+        a worker must be idle. Counting what is in flight as if it were ahead would turn work away from idle workers.
+        """
+        if self.service_rate_rps <= 0 or self.serving_instances == 0:
+            return math.inf
+        batch_size = max(1.0, self.service_rate_rps * self.batch_latency_s / self.serving_instances)
+        takes = math.floor(self.queue_depth / batch_size + 1e-9) + 0.5 * min(1.0, self.in_flight / self.serving_instances)
+        return takes * batch_size / self.service_rate_rps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +126,7 @@ def admit(
     reply_overhead_s: float,
     margin_s: float,
     spill_available: bool,
+    keeps_reserve: bool = True,
     asynchronous: bool = False,
 ) -> Admission:
     """Decide where a request is computed, before anything is spent on it.
@@ -121,7 +138,7 @@ def admit(
 
     A worker's answer is predicted at
 
-        now + max(transport, backlog / service rate) + T(b) + reply overhead
+        now + max(transport, wait for a worker) + T(b) + reply overhead
 
     (the larger of the two, not the sum: measured transport already contains waiting in the queue). It must come
     before `spill_at`, or before the deadline where there is no spill-over.
@@ -132,8 +149,9 @@ def admit(
     what can be served in time and workers do not compute what nobody waits for. Recovery: a prediction is ignored
     while the backlog is below one batch, because the measured transport is that of the last requests served, and
     if none were admitted it could never be corrected; the way out at `spill_at` bounds what this costs.
-    Objective too tight for a reserve (`RT_max < T(b) + reply + T_lambda + margin`): workers could never answer
-    before `spill_at`, so it moves to the deadline: spilling then answers late, but answers.
+    Objective too tight for a reserve (`RT_max < T(b) + reply + T_lambda + margin`, or not `keeps_reserve`): workers
+    could never, or not at a sensible cost, answer before `spill_at`, so it moves to the deadline: spilling then answers
+    late, but answers. What is predicted to be late is still spilled at once, in time.
     Nothing serves: spill; else enqueue if a starting instance will be in time; else 503.
     No spill-over: what would be late is rejected with 429 and the time until the backlog has gone.
     Async requests have no deadline and are always enqueued, up to `QUEUE_LIMIT`.
@@ -146,6 +164,8 @@ def admit(
         Finished computation to the client's answer, as the front measures it.
     margin_s
         Slack for what is not measured: clocks, scheduling.
+    keeps_reserve
+        Whether time for spilling is set aside; see `spill_reserve`.
 
     References
     ----------
@@ -178,13 +198,13 @@ def admit(
     compute_s = fleet.batch_latency_s + reply_overhead_s
     spill_at_s = None
     if spill_available:
-        has_reserve = slo.latency_s - spill_latency_s - margin_s >= compute_s
+        has_reserve = keeps_reserve and slo.latency_s - spill_latency_s - margin_s >= compute_s
         spill_at_s = deadline_at_s - spill_latency_s - margin_s if has_reserve else deadline_at_s
     answer_by_s = deadline_at_s if spill_at_s is None else spill_at_s
-    wait_s = max(fleet.transport_s, fleet.backlog_s) + compute_s
+    wait_s = max(fleet.transport_s, fleet.wait_s) + compute_s
     late_s = now_s + wait_s - answer_by_s
     # Even an empty fleet needs T(b): a request so old that this is too long is not worth a probe.
-    probe = fleet.backlog_s <= fleet.batch_latency_s and now_s + compute_s <= answer_by_s
+    probe = fleet.wait_s <= fleet.batch_latency_s and now_s + compute_s <= answer_by_s
 
     if late_s <= 0 or probe:
         return Admission(
@@ -234,6 +254,70 @@ def _admit_without_workers(
         )
     why = f"rejected: the next worker serves in {fleet.ready_at_s - now_s:.1f} s, and spill-over is off"
     return _reject(503, fleet.ready_at_s - now_s, why, deadline_at_s=deadline_at_s)
+
+
+RESERVE_COST_MAX = 0.2
+"""Share of an instance's rate that setting time aside for spilling may cost. The reserve saves what was admitted and then
+not served in time, a share of requests well below that of the objective's allowance; a fifth of the fleet is a lot to
+pay for it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpillReserve:
+    """Time that workers leave to the spillover function."""
+
+    reserve_s: float
+    """0 where none is kept: fronts then spill at the deadline what they had not already turned away at arrival."""
+    reason: str
+
+
+def spill_reserve(profiles: Iterable[BatchProfile], *, budget_s: float, reserve_s: float, max_batch_size: int) -> SpillReserve:
+    """Decide whether to set time aside for spilling what was admitted and then not served.
+
+    The reserve comes out of what a batch may take, so instances serve less. It is kept if at least half of the usable types
+    lose at most `RESERVE_COST_MAX` of their rate by it.
+
+    Parameters
+    ----------
+    budget_s
+        What the objective leaves to waiting and computing without a reserve.
+    reserve_s
+        p99 of an invocation, and margin.
+
+    Examples
+    --------
+    >>> from markserve.core.types import ProfilePoint
+    >>> point = ProfilePoint(batch_size=1, p50_s=0.02, p98_s=0.02, p99_s=0.02, samples=100)
+    >>> profile = BatchProfile(instance_type="c5.large", points=(point,))
+    >>> spill_reserve([profile], budget_s=0.26, reserve_s=0.13, max_batch_size=1).reserve_s
+    0.13
+    >>> spill_reserve([profile], budget_s=0.16, reserve_s=0.13, max_batch_size=1).reason
+    'no time is set aside for spilling: 0.130 s of 0.160 s would cost 100% of the rate on a typical type'
+    """
+    losses = [_rate_lost(profile, budget_s, reserve_s, max_batch_size) for profile in profiles]
+    usable = sorted(loss for loss in losses if loss is not None)
+    typical = usable[(len(usable) - 1) // 2] if usable else 1.0
+    keeps = typical <= RESERVE_COST_MAX
+    verb = "would cost" if not keeps else "costs"
+    head = f"{reserve_s:.3f} s are" if keeps else "no time is"
+    return SpillReserve(
+        reserve_s=reserve_s if keeps else 0.0,
+        reason=f"{head} set aside for spilling: {reserve_s:.3f} s of {budget_s:.3f} s {verb} {typical:.0%} of the rate on a typical type",
+    )
+
+
+def _rate_lost(profile: BatchProfile, budget_s: float, reserve_s: float, max_batch_size: int) -> float | None:
+    """Share of the rate that the reserve costs; 1 where a busy instance could not serve at all; None for a useless type."""
+    estimate = LatencyEstimate(profile)
+    if estimate.batch_latency_s(1) >= budget_s:
+        return None
+    if 2 * estimate.batch_latency_s(1) > budget_s - reserve_s:
+        return 1.0
+    rates = [
+        choose_batch_limits(estimate=estimate, latency_budget_s=left_s, max_batch_size=max_batch_size).service_rate_rps
+        for left_s in (budget_s - reserve_s, budget_s)
+    ]
+    return max(0.0, 1 - rates[0] / rates[1])
 
 
 def _reject(status: int, retry_after_s: float, reason: str, *, deadline_at_s: float | None = None) -> Admission:

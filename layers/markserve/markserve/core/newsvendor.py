@@ -1,0 +1,105 @@
+"""How much demand to hold capacity for when demand is uncertain and capacity comes in lumps.
+
+Turns a forecast's quantiles of a step into the one rate against which Algorithm 1, which knows only certain demand, makes
+the decisions that a newsvendor would make. Knows no instances: a lump is a rate.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
+
+from markserve.core.types import require
+
+SAMPLES = 20
+"""Equally likely rates that stand for a step's distribution; more change the result by less than the forecast is worth."""
+MAXIMUM_OF_NORMALS = (0.0, 0.564, 0.846, 1.029, 1.163, 1.267, 1.352, 1.424, 1.485, 1.539, 1.586, 1.629)
+"""Expected maximum of 1 to 12 independent standard normal variables."""
+
+
+def sustained_rps(highest_rps: float, *, windows: int, window_s: float) -> float:
+    """Rate of a step whose highest window had `highest_rps`, if arrivals are Poisson at that rate.
+
+    The highest of n counts lies above the mean by `d_n sqrt(rate / window_s)` even when the rate is constant. Capacity that
+    is sized for the highest window *and* by queueing theory, which knows of that noise, would be paid for it twice.
+
+    Load that is burstier than Poisson within a step falls further below its highest window, so the correction is the least
+    there can be.
+
+    >>> round(sustained_rps(100.0, windows=12, window_s=5.0), 1), sustained_rps(0.0, windows=12, window_s=5.0)
+    (93.0, 0.0)
+    """
+    require(windows >= 1 and window_s > 0, f"windows must be at least 1 and window_s positive, got {windows} and {window_s}")
+    noise = MAXIMUM_OF_NORMALS[min(windows, len(MAXIMUM_OF_NORMALS)) - 1] / math.sqrt(window_s)
+    return (math.sqrt(noise * noise / 4 + highest_rps) - noise / 2) ** 2
+
+
+def equally_likely_rps(rates_by_quantile: Mapping[float, float]) -> tuple[float, ...]:
+    """Return `SAMPLES` equally likely rates, ascending, that a step's quantiles describe.
+
+    Between quantiles it interpolates, beyond the outermost it holds. Forecasts say nothing below the median, which does not
+    matter for what is bought but for what is worth keeping: it is taken as the mirror image, between square roots.
+
+    >>> rates = equally_likely_rps({0.5: 100.0, 0.9: 144.0})
+    >>> [round(rates[index], 1) for index in (0, 9, 10, 19)]
+    [64.0, 97.3, 102.8, 144.0]
+    """
+    known = sorted(rates_by_quantile)
+    median_root = math.sqrt(_interpolated(known, rates_by_quantile, 0.5))
+    result: list[float] = []
+    for index in range(SAMPLES):
+        share = (index + 0.5) / SAMPLES
+        if share >= known[0]:
+            result.append(_interpolated(known, rates_by_quantile, share))
+        else:
+            mirrored = math.sqrt(_interpolated(known, rates_by_quantile, 1 - share))
+            result.append(max(0.0, 2 * median_root - mirrored) ** 2)
+    return tuple(sorted(result))
+
+
+def _interpolated(known: Sequence[float], rates: Mapping[float, float], quantile: float) -> float:
+    if quantile <= known[0]:
+        return rates[known[0]]
+    for low, high in pairwise(known):
+        if quantile <= high:
+            return rates[low] + (quantile - low) / (high - low) * (rates[high] - rates[low])
+    return rates[known[-1]]
+
+
+def lumpy_demand_rps(rates_rps: Sequence[float], *, lump_rps: float, cost_ratio: float) -> float:
+    """Rate to meet with lumps of `lump_rps` when each of `rates_rps` is equally likely.
+
+    One more lump on top of capacity K is worth it when it is expected to serve at least what it costs:
+
+        E[min(max(D - K, 0), C)] / C >= r,    r = cost of an instance's request / cost of spilling one
+
+    With K* the capacity where both sides are equal, the result is `K* + r C`: a planner that takes demand as certain and
+    buys a lump that is used to the share r buys it exactly when K < K*.
+
+    Regimes: lumps small against the spread, the (1 - r)-quantile, as for a newspaper; lumps large against it, the mean of
+    the demand, since the lump's own size covers the spread; r >= 1, nothing.
+
+    References
+    ----------
+    Arrow, Harris and Marschak, Optimal inventory policy, Econometrica 19 (1951).
+
+    Examples
+    --------
+    >>> rates = [80.0, 90.0, 100.0, 110.0, 120.0]
+    >>> [round(lumpy_demand_rps(rates, lump_rps=lump, cost_ratio=0.3), 1) for lump in (0.1, 20.0, 1000.0)]
+    [110.0, 106.0, 100.0]
+    """
+    if cost_ratio >= 1 or not rates_rps:
+        return 0.0
+    rates = sorted(rates_rps)
+    below = [0.0, *accumulate(rates)]
+    low, high = rates[0] - lump_rps, rates[-1]
+    wanted = cost_ratio * len(rates)
+    for _ in range(24):
+        middle = (low + high) / 2
+        partly, fully = bisect_right(rates, middle), bisect_left(rates, middle + lump_rps)
+        used = len(rates) - fully + (below[fully] - below[partly] - (fully - partly) * middle) / lump_rps
+        low, high = (middle, high) if used >= wanted else (low, middle)
+    return max(0.0, low + cost_ratio * lump_rps)
