@@ -1,6 +1,6 @@
 """A trace as arrivals of single requests, window by window, the same for the same seed.
 
-Within a step of a count trace arrivals are Poisson: a Poisson number with the step's mean, uniform within the step. A trace
+Within a step of a count trace arrivals follow the trace's `process`, Poisson unless told otherwise. A trace
 of single requests is replayed as it is; scaled by k, each request appears floor(k) times and once more with the
 remaining probability, copies moved by less than a second so that they do not arrive as one.
 """
@@ -57,10 +57,10 @@ def windows(trace: Trace, *, seed: int) -> Iterator[Window]:
 def _count_pieces(trace: Trace, rng: np.random.Generator) -> Iterator[tuple[float, float, Floats]]:
     """Yield steps as (from, to, arrivals), unsorted within a step."""
     step_s = trace.step_s or 1.0
+    within = trace.process.begin(rng)
     for row in trace.rows():
         since_s = row.t_s - trace.start_s
-        number = int(rng.poisson(row.count * trace.factor_at(since_s)))
-        yield since_s, since_s + step_s, since_s + step_s * rng.random(number)
+        yield since_s, since_s + step_s, since_s + step_s * within(row.count * trace.factor_at(since_s), since_s)
 
 
 def _request_pieces(trace: Trace, rng: np.random.Generator) -> Iterator[tuple[float, float, Floats]]:

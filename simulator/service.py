@@ -27,12 +27,10 @@ from markserve.errors import InvalidRequest
 from markserve.messages import ModelRecord, ProfilePointRecord
 from markserve.plan_inputs import LAMBDA
 from markserve.profiling import batch_profile
+from simulator.assumptions import Z98
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-Z98 = 2.0537489106318225
-"""The standard normal's 0.98-quantile."""
 
 
 class ProfileFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,8 +53,8 @@ class ProfileFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return LAMBDA in self.profiles
 
     def profile(self, name: str) -> BatchProfile:
-        """Latencies on one instance type, or of the spillover function."""
-        return batch_profile(name, self.profiles[name])
+        """Latencies on one instance type, or of the spillover function; SageMaker's `ml.X` is the hardware of X."""
+        return batch_profile(name, self.profiles[name.removeprefix("ml.")])
 
     def record(self) -> ModelRecord:
         """Return the model as the control plane would hold it."""
