@@ -54,7 +54,9 @@ def simulate(
             help="Spot prices (ts_utc,az,instance_type,spot_usd_per_h) or interruptions (SkyPilot JSON, node events); repeatable."
         ),
     ] = None,
-    interrupt: Annotated[list[str] | None, typer.Option(help="AT:SHARE of the largest spot pool gets its notice; repeatable.")] = None,
+    interrupt: Annotated[
+        list[str] | None, typer.Option(help="AT:SHARE[:no-notice]: interrupt that share of the largest spot pool; repeatable.")
+    ] = None,
     provisioned_concurrency: Annotated[int, typer.Option(min=0, max=1000, help="Lambda environments that never start cold.")] = 0,
     sagemaker_prices: Annotated[str, typer.Option(help="current (1.20 x EC2 and such) or launch (1.40 x EC2, as in 2019).")] = "current",
     sagemaker_batch: Annotated[int, typer.Option(min=1, help="Most requests that SageMaker's model server takes at once.")] = 1,

@@ -24,7 +24,7 @@ class Incident:
     number: int
     """Order of incidents at the same instant."""
     kind: str
-    """pool, ordered, notice, end or alarm."""
+    """pool, ordered, ordered-end, notice, end or alarm."""
     subject: str = ""
     """Pool key, instance id, or the alarm's reason."""
     share: float = 0.0
@@ -42,7 +42,7 @@ class Incidents:
         self._dry_until_s: dict[str, float] = {}
         self.interruptions = 0
         for order in ordered:
-            self.add(order.at_s, "ordered", share=order.share)
+            self.add(order.at_s, "ordered" if order.has_notice else "ordered-end", share=order.share)
 
     def add(self, at_s: float, kind: str, subject: str = "", share: float = 0.0) -> None:
         """Let something happen later."""
@@ -84,7 +84,7 @@ class Incidents:
                 self.add(notice_at_s, "notice", instance.instance_id)
 
     def strike_largest(self, incident: Incident) -> None:
-        """Give notice to a share of the largest spot pool at once."""
+        """Give notice to a share of the largest spot pool at once, or take it back at once."""
         pools: dict[str, list[Instance]] = {}
         for instance in self._fleet.instances:
             if instance.offering.capacity_type is CapacityType.SPOT and instance.state is not InstanceState.DRAINING:
@@ -92,7 +92,7 @@ class Incidents:
         if pools:
             largest = max(pools, key=lambda key: (len(pools[key]), key))
             for instance in self._chosen(pools[largest], incident.share):
-                self.add(incident.at_s, "notice", instance.instance_id)
+                self.add(incident.at_s, "notice" if incident.kind == "ordered" else "end", instance.instance_id)
 
     def _in_pool(self, key: str) -> list[Instance]:
         return [i for i in self._fleet.instances if i.offering.key == key and i.state is not InstanceState.DRAINING]

@@ -54,25 +54,27 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Ordered:
-    """A share of the largest spot pool is interrupted at an instant."""
+    """A share of the largest spot pool is interrupted at an instant, with notice or without."""
 
     at_s: float
     share: float
+    has_notice: bool = True
 
     @classmethod
     def parse(cls, text: str) -> Ordered:
-        """Read `AT:SHARE`.
+        """Read `AT:SHARE` or `AT:SHARE:no-notice`.
 
-        >>> Ordered.parse("600:0.5")
-        Ordered(at_s=600.0, share=0.5)
+        >>> Ordered.parse("600:0.5"), Ordered.parse("600:1:no-notice").has_notice
+        (Ordered(at_s=600.0, share=0.5, has_notice=True), False)
         """
+        plain = text.removesuffix(":no-notice")
         try:
-            at_s, share = (float(part) for part in text.split(":"))
+            at_s, share = (float(part) for part in plain.split(":"))
         except ValueError:
-            raise InvalidRequest(f"{text!r} is not AT:SHARE, such as 600:0.5", field="interrupt") from None
+            raise InvalidRequest(f"{text!r} is not AT:SHARE or AT:SHARE:no-notice, such as 600:0.5", field="interrupt") from None
         if not (0 <= at_s < math.inf and 0 < share <= 1):
             raise InvalidRequest(f"{text!r}: AT must not be negative, SHARE must lie above 0 and up to 1", field="interrupt")
-        return cls(at_s, share)
+        return cls(at_s, share, plain == text)
 
 
 def hazard_events(rate_per_hour: float, rng: np.random.Generator) -> Iterator[tuple[float, float]]:

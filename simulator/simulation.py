@@ -283,7 +283,7 @@ class _Run:
             match incident.kind:
                 case "pool":
                     self._incidents.strike(incident)
-                case "ordered":
+                case "ordered" | "ordered-end":
                     self._incidents.strike_largest(incident)
                 case "notice":
                     urgent = Trigger.INTERRUPTION if self._incidents.notify(incident) else urgent
