@@ -19,7 +19,7 @@ from simulator.service import ProfileFile, read_profile
 
 PROFILE_COLUMNS = ("instance_type", "batch_size")
 LATENCY_COLUMNS = ("p50_ms", "p98_ms", "p99_ms")
-LAMBDA_MEMORY_COLUMN = "lambda_memory_mb"
+LAMBDA_MEMORY_COLUMN, PRICE_COLUMN = "lambda_memory_mb", "usd_per_h"
 DEFAULT_LAMBDA_MEMORY_MB = 1769
 CATALOG_COLUMNS = ("instance_type", "price_usd_per_hour")
 DEFAULT_SPOT_SAVING, DEFAULT_BAND = 0.6, "5-10%"
@@ -30,7 +30,7 @@ def load_profile(path: Path, *, model: str | None) -> ProfileFile:
     """Read a profile: JSON, or a CSV of measured latencies of which `model` names the part to take.
 
     A CSV has one row per model, instance type and batch size; a row of instance type `lambda` is the spillover function.
-    Without a p98 its p99 stands in, without that its p50 or a mean.
+    A column `usd_per_h` prices the types that the catalog does not know. Without a p98 its p99 stands in, without that its p50 or a mean.
 
     Raises
     ------
@@ -70,6 +70,7 @@ def _profile_from_rows(path: Path, rows: list[tuple[int, dict[str, str]]], model
         source=str(path.name),
         max_batch_size=max(max(known) for kind, known in points.items() if kind != LAMBDA),
         lambda_memory_mb=memory.pop() if memory else DEFAULT_LAMBDA_MEMORY_MB,
+        prices_usd_per_hour={row["instance_type"]: _number(path, line, row, PRICE_COLUMN) for line, row in chosen if row.get(PRICE_COLUMN)},
         profiles={kind: tuple(known[b] for b in sorted(known)) for kind, known in points.items()},
     )
 
@@ -112,6 +113,26 @@ def read_catalog(path: Path | None) -> Catalog:
         raise InvalidRequest(f"{path}: {error.strerror}") from error
     except (msgspec.DecodeError, ValueError) as error:
         raise InvalidRequest(f"{path}: {error}") from error
+
+
+def with_prices(catalog: Catalog, prices_usd_per_hour: Mapping[str, float]) -> Catalog:
+    """Add the types that the catalog does not know, at a profile's own prices."""
+    known = {entry.instance_type for entry in catalog.entries}
+    added = [_plain_entry(name, price) for name, price in sorted(prices_usd_per_hour.items()) if name not in known]
+    return msgspec.structs.replace(catalog, entries=(*catalog.entries, *added))
+
+
+def _plain_entry(instance_type: str, price_usd_per_hour: float) -> CatalogEntry:
+    return CatalogEntry(
+        instance_type=instance_type,
+        category="general",
+        vcpu=1,
+        memory_gib=1.0,
+        arch="x86_64",
+        price_usd_per_hour=price_usd_per_hour,
+        spot_saving=DEFAULT_SPOT_SAVING,
+        interruption_band=DEFAULT_BAND,
+    )
 
 
 def _catalog_from_rows(path: Path, rows: Iterable[tuple[int, dict[str, str]]]) -> Catalog:
@@ -179,6 +200,6 @@ def _number(path: Path, line: int, row: Mapping[str, str], column: str) -> float
         value = float(row[column])
     except (KeyError, ValueError):
         raise InvalidRequest(f"{path}, line {line}: {column} is no number: {row.get(column, '')!r}") from None
-    if not 0 <= value < math.inf or (value == 0 and column in ("batch_size", *LATENCY_COLUMNS)):
+    if not 0 <= value < math.inf or (value == 0 and column in ("batch_size", PRICE_COLUMN, *LATENCY_COLUMNS)):
         raise InvalidRequest(f"{path}, line {line}: {column} must be positive and finite, got {row[column]}")
     return value

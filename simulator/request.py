@@ -11,7 +11,7 @@ from typing import cast, get_args
 from markserve.core.types import Slo
 from markserve.errors import InvalidRequest
 from simulator.assumptions import LAUNCH_DELAY_S, LAUNCH_DELAY_SIGMA
-from simulator.inputs import load_profile, read_catalog
+from simulator.inputs import load_profile, read_catalog, with_prices
 from simulator.interruptions import Ordered
 from simulator.market import spot_market
 from simulator.mmpp import PREFIX, Mmpp
@@ -70,7 +70,7 @@ def scenario_of(asked: Request) -> Scenario:
         process=parse_process(asked.arrivals),
     )
     profile = load_profile(asked.profile, model=asked.model)
-    catalog = read_catalog(asked.catalog)
+    catalog = with_prices(read_catalog(asked.catalog), profile.prices_usd_per_hour)
     delay_s, sigma = parse_launch_delay(asked.launch_delay)
     has_spot = asked.spot or bool(asked.spot_traces)
     interrupts = tuple(Ordered.parse(text) for text in asked.interrupts)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from markserve.core.batch_limits import BatchLimits
 from markserve.core.profiles import LatencyEstimate, batch_latency_s
-from markserve.core.types import BatchProfile, ProfilePoint
+from markserve.core.types import BatchProfile, ProfilePoint, require
 from markserve.errors import InvalidRequest
 from markserve.messages import ModelRecord, ProfilePointRecord
 from markserve.plan_inputs import LAMBDA
@@ -41,6 +41,8 @@ class ProfileFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_batch_size: int
     profiles: dict[str, tuple[ProfilePointRecord, ...]]
     lambda_memory_mb: int = 1769
+    prices_usd_per_hour: dict[str, float] = {}
+    """On demand, by type; used for types that the catalog does not know."""
 
     @property
     def instance_types(self) -> list[str]:
@@ -82,6 +84,8 @@ def read_profile(path: Path) -> ProfileFile:
         read = msgspec.json.decode(path.read_bytes(), type=ProfileFile)
         for name in read.profiles:
             read.profile(name)
+        for name, price in read.prices_usd_per_hour.items():
+            require(0 < price < math.inf, f"price of {name} must be positive and finite, got {price}")
     except OSError as error:
         raise InvalidRequest(f"{path}: {error.strerror}") from error
     except (msgspec.DecodeError, ValueError) as error:
