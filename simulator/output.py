@@ -20,8 +20,8 @@ from simulator.policies import Decision
 from simulator.service import Floats, Ints
 from simulator.state import Batches
 
-ROWS_PER_GROUP = 500_000
-"""About 16 MB in memory, and few enough groups for readers."""
+ROWS_PER_GROUP = 200_000
+"""About 6 MB in memory, and few enough groups for readers."""
 TIERS = ("none", "worker", "lambda")
 """Tier codes in memory, and their names in the files; none: rejected, or never answered."""
 INSTANCE_COLUMNS = [

@@ -321,6 +321,10 @@ class _Run:
         fleet.follow(now_s)
         fleet.reprice(now_s)
         is_first = now_s == 0 and trigger is Trigger.SCHEDULE
+        if is_first and self._market is not None:  # a running system has tried them before
+            for pool in self._market.pools:
+                if not self._market.is_available(pool.key, now_s):
+                    self._incidents.mark_dry(pool.key, now_s)
         until_s = WINDOW_S * math.floor((now_s - REPORT_DELAY_S) / WINDOW_S)
         view = View(
             now_s=now_s,

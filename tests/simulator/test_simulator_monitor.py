@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_product_monitor_says_what_assess_says_and_then_keeps_quiet_for_its_inte
 
     assert alarms
     assert alarms[0] < 125.0  # within a few windows of the first bad one
-    assert all(b - a >= 30.0 for a, b in zip(alarms, alarms[1:], strict=False))
+    assert all(b - a >= 30.0 for a, b in pairwise(alarms))
 
 
 def test_product_monitor_says_nothing_where_nothing_was_reported() -> None:
