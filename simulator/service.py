@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from markserve.core.batch_limits import BatchLimits
-from markserve.core.profiles import LatencyEstimate, batch_latency_s
+from markserve.core.profiles import LatencyEstimate
 from markserve.core.types import BatchProfile, ProfilePoint, require
 from markserve.errors import InvalidRequest
 from markserve.messages import ModelRecord, ProfilePointRecord
@@ -126,13 +126,12 @@ def make_kind(profile: BatchProfile, limits: BatchLimits) -> Kind:
     profile's median and p98 agree, execution takes exactly that.
     """
     sizes = range(1, limits.max_batch_size + 1)
-    p98_s = np.array([0.0, *(batch_latency_s(profile, b) for b in sizes)])
-    p50_s = np.minimum(p98_s, np.array([0.0, *(batch_latency_s(_medians(profile), b) for b in sizes)]))
+    tail, median = LatencyEstimate(profile), LatencyEstimate(_medians(profile))
+    p98_s = np.array([0.0, *(tail.batch_latency_s(b) for b in sizes)])
+    p50_s = np.minimum(p98_s, np.array([0.0, *(median.batch_latency_s(b) for b in sizes)]))
     sigma = np.zeros_like(p98_s)
     sigma[1:] = np.log(p98_s[1:] / p50_s[1:]) / Z98
-    return Kind(
-        instance_type=profile.instance_type, limits=limits, estimate=LatencyEstimate(profile), p98_s=p98_s, p50_s=p50_s, sigma=sigma
-    )
+    return Kind(instance_type=profile.instance_type, limits=limits, estimate=tail, p98_s=p98_s, p50_s=p50_s, sigma=sigma)
 
 
 def _medians(profile: BatchProfile) -> BatchProfile:

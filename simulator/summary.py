@@ -11,7 +11,7 @@ import numpy as np
 
 from markserve.core.batch_limits import BatchLimits
 from markserve.core.cost import LAMBDA_GB_S_PRICES, plumbing_cost_breakdown_usd, spill_cost_per_request_usd
-from markserve.core.profiles import batch_latency_s
+from markserve.core.profiles import LatencyEstimate
 from markserve.core.types import CapacityType, Offering
 from markserve.plan_inputs import LAMBDA
 from simulator.assumptions import (
@@ -196,16 +196,15 @@ def lower_bound_per_request_usd(
     """
     budget_s = rt_max_s - TRANSPORT_S - REPLY_OVERHEAD_S
     costs: dict[str, float] = {}
+    least_prices: dict[tuple[str, CapacityType], float] = {}
     for offering in offerings:
-        measured = profile.profile(offering.instance_type)
-        sizes = [b for b in range(1, profile.max_batch_size + 1) if batch_latency_s(measured, b) <= budget_s + 1e-6]
-        if sizes:
-            whole = BatchLimits(max_batch_size=sizes[-1], max_queue_delay_s=0, service_rate_rps=1, batch_latency_s=1, reason="")
-            kind = make_kind(measured, whole)
-            least_s, best = min((kind.mean_s(b) / b, b) for b in sizes)
-            where = offering.instance_type if offering.capacity_type is CapacityType.ON_DEMAND else f"{offering.instance_type} on spot"
-            name = f"{where} in batches of {best}, always full"
-            costs[name] = min(offering.price_usd_per_hour / 3600 * least_s, costs.get(name, math.inf))
+        kind_of = (offering.instance_type, offering.capacity_type)
+        least_prices[kind_of] = min(offering.price_usd_per_hour, least_prices.get(kind_of, math.inf))
+    for (instance_type, capacity_type), price in least_prices.items():
+        least = _least_execution_s(profile, instance_type, budget_s)
+        if least is not None:
+            where = instance_type if capacity_type is CapacityType.ON_DEMAND else f"{instance_type} on spot"
+            costs[f"{where} in batches of {least[1]}, always full"] = price / 3600 * least[0]
     if profile.can_spill:
         alone = BatchLimits(max_batch_size=1, max_queue_delay_s=0, service_rate_rps=1, batch_latency_s=1, reason="")
         mean_s = make_kind(profile.profile(LAMBDA), alone).mean_s(1)
@@ -219,3 +218,15 @@ def lower_bound_per_request_usd(
         return 0.0, "nothing can answer in time, so zero"
     name = min(costs, key=lambda key: (costs[key], key))
     return costs[name], f"answers x cheapest feasible cost per request: ${costs[name] * 1e6:.4f} per million, on {name}"
+
+
+def _least_execution_s(profile: ProfileFile, instance_type: str, budget_s: float) -> tuple[float, int] | None:
+    """Least mean execution time of one request over the batches that fit, and the batch; None when none fits."""
+    measured = profile.profile(instance_type)
+    estimate = LatencyEstimate(measured)
+    sizes = [b for b in range(1, profile.max_batch_size + 1) if estimate.batch_latency_s(b) <= budget_s + 1e-6]
+    if not sizes:
+        return None
+    whole = BatchLimits(max_batch_size=sizes[-1], max_queue_delay_s=0, service_rate_rps=1, batch_latency_s=1, reason="")
+    kind = make_kind(measured, whole)
+    return min((kind.mean_s(b) / b, b) for b in sizes)
