@@ -12,7 +12,6 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from cli.console import BAD_USAGE, Problem, emit_json, emit_table, err, explained, out
 from cli.system import Json
-from markserve.core.types import Slo
 from markserve.errors import InfeasibleSlo, InvalidRequest
 
 if TYPE_CHECKING:
@@ -28,9 +27,9 @@ PROGRESS_EVERY_S = 600.0
 def simulate(
     trace: Annotated[
         str, typer.Option(help="CSV of t_s,count or a row per request (arrival_s, t_s, interarrival_us), or mmpp:RATES:MEAN_S:DURATION_S.")
-    ] = "",
-    profile: Annotated[Path | None, typer.Option(help="Measured latencies by instance type: JSON, or CSV with --model.")] = None,
-    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the audit files, one folder per policy.")] = Path("simulation"),
+    ],
+    profile: Annotated[Path, typer.Option(help="Measured latencies by instance type: JSON, or CSV with --model.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the audit files, one folder per policy.")],
     policy: Annotated[
         str,
         typer.Option(
@@ -77,8 +76,6 @@ def simulate(
         raise Problem("the simulator needs numba and pyarrow", next_step="pip install -e '.[simulate]'")
     from simulator.request import Request, scenario_of
 
-    if not trace or profile is None:
-        raise Problem("--trace and --profile are needed", next_step="see --help", code=BAD_USAGE)
     try:
         asked = Request(
             trace=trace,
@@ -86,7 +83,8 @@ def simulate(
             model=model,
             catalog=catalog,
             policies=policy,
-            slo=Slo(latency_s=rt_max, percentile=sl_min),
+            rt_max_s=rt_max,
+            sl_min=sl_min,
             scale=scale,
             start_s=start,
             end_s=end,

@@ -174,22 +174,19 @@ def _entry(path: Path, line: int, row: Mapping[str, str], known: CatalogEntry | 
 
 def _rows(path: Path, needed: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
     """Rows of a table with their lines; cells are stripped."""
-    try:
-        with open_text(path) as file:
-            reader = csv.DictReader(file, restval="")
-            header = [name.strip() for name in reader.fieldnames or ()]
-            if not header:
-                raise InvalidRequest(f"{path}: empty, not even a header")
-            missing = [name for name in needed if name not in header]
-            if missing:
-                raise InvalidRequest(f"{path}: needs columns {','.join(needed)}, lacks {','.join(missing)}")
-            reader.fieldnames = header
-            rows = [
-                (line, {name: (cell or "").strip() for name, cell in row.items() if isinstance(name, str) and not isinstance(cell, list)})
-                for line, row in enumerate(reader, start=2)
-            ]
-    except (UnicodeDecodeError, csv.Error, EOFError) as error:
-        raise InvalidRequest(f"{path}: no CSV text: {error}") from error
+    with open_text(path) as file:
+        reader = csv.DictReader(file, restval="")
+        header = [name.strip() for name in reader.fieldnames or ()]
+        if not header:
+            raise InvalidRequest(f"{path}: empty, not even a header")
+        missing = [name for name in needed if name not in header]
+        if missing:
+            raise InvalidRequest(f"{path}: needs columns {','.join(needed)}, lacks {','.join(missing)}")
+        reader.fieldnames = header
+        rows = [
+            (line, {name: (cell or "").strip() for name, cell in row.items() if isinstance(name, str) and not isinstance(cell, list)})
+            for line, row in enumerate(reader, start=2)
+        ]
     if not rows:
         raise InvalidRequest(f"{path}: empty, there is no row below the header")
     return rows

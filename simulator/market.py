@@ -125,11 +125,8 @@ def spot_market(profile: ProfileFile, catalog: Catalog, files: Sequence[Path], t
 def _is_price_history(path: Path) -> bool:
     if path.suffix == ".json":
         return False
-    try:
-        with open_text(path) as file:
-            header = next(csv.reader(file), [])
-    except (UnicodeDecodeError, csv.Error, EOFError) as error:
-        raise InvalidRequest(f"{path}: no CSV text: {error}") from error
+    with open_text(path) as file:
+        header = next(csv.reader(file), [])
     if not header:
         raise InvalidRequest(f"{path}: empty, not even a header")
     if "spot_usd_per_h" not in header and "node" not in header:

@@ -42,7 +42,8 @@ class PaperPolicy:
         found = {name: paper_limits(profile.profile(name), budget_s, profile.max_batch_size) for name in profile.instance_types}
         self._limits = {name: limits for name, limits in found.items() if limits is not None}
         if not self._limits:
-            raise InfeasibleSlo(f"no instance type can meet the objective: T(1) exceeds {budget_s:.3f} s on each of {', '.join(found)}")
+            failing = (f"T(1) = {batch_latency_s(profile.profile(name), 1):.3f} s on {name}" for name in found)
+            raise InfeasibleSlo(f"no instance type can meet the objective: {'; '.join(failing)}; the latency budget is {budget_s:.3f} s")
 
     def limits(self) -> dict[str, BatchLimits]:
         """Return the limits by the paper's constraints."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import gzip
 import math
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,20 +72,26 @@ def segments(steps: Steps, *, from_s: float, billed_s: float) -> list[Segment]:
     return found
 
 
-def open_text(path: Path) -> TextIO:
-    """Open a text file, gzip or not.
+@contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """Open a text file, gzip or not, and say so where it turns out to be something else.
 
     Raises
     ------
     InvalidRequest
-        If it cannot be opened.
+        If it cannot be opened, is no text, or ends in the middle.
     """
     try:
         with path.open("rb") as file:
             compressed = file.read(2) == b"\x1f\x8b"
-        return gzip.open(path, "rt", encoding="utf-8", newline="") if compressed else path.open(encoding="utf-8", newline="")
     except OSError as error:
         raise InvalidRequest(f"{path}: {error.strerror}") from error
+    opener = gzip.open if compressed else open
+    try:
+        with opener(path, "rt", encoding="utf-8", newline="") as text:
+            yield text
+    except (UnicodeDecodeError, csv.Error, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InvalidRequest(f"{path}: no CSV text: {error}") from error
 
 
 def read_history(path: Path, instance_types: Sequence[str], *, start_s: float, first_s: float) -> dict[Pool, Steps]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from markserve.errors import InvalidRequest
 from simulator.fast import compiled
+from simulator.prices import open_text
 from simulator.service import Floats
 
 HOUR_S = 3600.0
@@ -167,17 +168,12 @@ def _is_number(text: str) -> bool:
 
 
 def _read_maps(path: Path, trace: str) -> tuple[tuple[float, ...], ...]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in MAP_COLUMNS if name not in (reader.fieldnames or ())]
-            if missing:
-                raise InvalidRequest(f"{path}: needs columns {','.join(MAP_COLUMNS)}, lacks {','.join(missing)}")
-            rows = list(reader)
-    except OSError as error:
-        raise InvalidRequest(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"{path}: not text") from error
+    with open_text(path) as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in MAP_COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise InvalidRequest(f"{path}: needs columns {','.join(MAP_COLUMNS)}, lacks {','.join(missing)}")
+        rows = list(reader)
     wanted = trace or (rows[0].get("trace") if rows else None)
     chosen = [row for row in rows if row.get("trace") == wanted]
     if not chosen:

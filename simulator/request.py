@@ -29,7 +29,8 @@ class Request:
 
     trace: str
     profile: Path
-    slo: Slo
+    rt_max_s: float
+    sl_min: float
     policies: str = "mark"
     model: str | None = None
     catalog: Path | None = None
@@ -82,7 +83,7 @@ def scenario_of(asked: Request) -> Scenario:
         trace=trace,
         profile=profile,
         offerings=on_demand_offerings(profile, catalog, launch_delay_s=delay_s),
-        slo=asked.slo,
+        slo=Slo(latency_s=asked.rt_max_s, percentile=asked.sl_min),
         launch_delay_s=delay_s,
         launch_delay_sigma=sigma,
         seed=asked.seed,

@@ -140,7 +140,9 @@ def _types(scenario: Scenario, generation: Generation, batch: int) -> list[tuple
             )
             found.append((ml_offering(offering, generation), limits, make_kind(profile, limits)))
     if not found:
-        raise InfeasibleSlo(f"sagemaker: T(1) exceeds {budget_s:.3f} s on each of {', '.join(scenario.profile.instance_types)}")
+        names = scenario.profile.instance_types
+        failing = (f"T(1) = {batch_latency_s(scenario.profile.profile(name), 1):.3f} s on {name}" for name in names)
+        raise InfeasibleSlo(f"sagemaker: no instance type can: {'; '.join(failing)}; the latency budget is {budget_s:.3f} s")
     return found
 
 

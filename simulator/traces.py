@@ -7,7 +7,6 @@ is missing data, not zero load: the simulation passes over it, and says how much
 from __future__ import annotations
 
 import csv
-import gzip
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -129,6 +128,9 @@ def open_trace(
     """
     if not 0 < scale < math.inf:
         raise InvalidRequest(f"must be positive, got {scale}", field="scale")
+    for name, value in (("start", start_s), ("end", end_s)):
+        if value is not None and math.isnan(value):
+            raise InvalidRequest("must be a number, got nan", field=name)
     if isinstance(path, Mmpp):
         column, counts = "t_s", True
         probed = list(starmap(Row, islice(path.rows(), PROBED_ROWS)))
@@ -159,11 +161,8 @@ def open_trace(
 
 
 def _columns(path: Path) -> tuple[str, bool]:
-    try:
-        with open_text(path) as file:
-            header = [name.strip() for name in next(csv.reader(file), [])]
-    except (UnicodeDecodeError, csv.Error, EOFError, gzip.BadGzipFile) as error:
-        raise InvalidRequest(f"{path}: no CSV text: {error}") from error
+    with open_text(path) as file:
+        header = [name.strip() for name in next(csv.reader(file), [])]
     if not header:
         raise InvalidRequest(f"{path}: empty, not even a header")
     column = next((name for name in (*ARRIVAL_COLUMNS, GAP_COLUMN) if name in header), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import tracemalloc
 from pathlib import Path
@@ -187,11 +188,20 @@ def test_bad_catalog_is_one_clear_line(tmp_path: Path, name: str, text: str, mes
         (("--sagemaker-prices", "old"), "sagemaker-prices: 'old' is none of current, launch"),
         (("--spot-trace", "/nowhere.csv"), "/nowhere.csv: No such file"),
         (("--model", "other"), "holds model squeezenet, not other"),
+        (("--end", "nan"), "end: must be a number, got nan"),
+        (("--scale", "nan"), "scale: must be positive, got nan"),
+        (("--rt-max", "0.04", "--policy", "mark-paper"), "T(1) = 0.010 s on c5.2xlarge"),
         (("--rt-max", "0.04"), "T(1) = 0.010 s leaves nothing of the latency budget"),
     ],
 )
 def test_bad_option_is_one_clear_line(tmp_path: Path, more: tuple[str, ...], message: str) -> None:
     refused(run(tmp_path, *more), message)
+
+
+@pytest.mark.parametrize("data", [b"\x1f\x8bnonsense", gzip.compress(b"t_s,count\n" + b"0,1\n" * 9)[:-9], b"t_s,count\n0,\xff\n"])
+def test_trace_that_is_no_text_is_one_clear_line(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "bad.csv").write_bytes(data)
+    refused(run(tmp_path, trace=str(tmp_path / "bad.csv")), "bad.csv: no CSV text")
 
 
 def test_bad_generated_trace_is_one_clear_line(tmp_path: Path) -> None:
@@ -200,7 +210,7 @@ def test_bad_generated_trace_is_one_clear_line(tmp_path: Path) -> None:
 
 def test_sagemaker_that_cannot_meet_the_objective_says_by_how_much(tmp_path: Path) -> None:
     table = written(tmp_path, "p.csv", "instance_type,batch_size,p50_ms\nc5.large,1,500\n")
-    refused(run(tmp_path, "--policy", "sagemaker", profile=table), "sagemaker: T(1) exceeds 0.168 s on each of c5.large")
+    refused(run(tmp_path, "--policy", "sagemaker", profile=table), "T(1) = 0.500 s on c5.large; the latency budget is 0.168 s")
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------
