@@ -154,7 +154,7 @@ def _searched(search: dict[str, Any]) -> str:
         f"{search['instance_type']} at ${search['price_usd_per_hour']:g}/h ({search['price_source']}), target "
         f"{search['target_invocations_per_instance_per_minute']:g} invocations per instance and minute"
     )
-    how = f"best of {search['settings_in_grid']} settings over the first {search['searched_s'] / 3600:.2f} h"
+    how = f"best of {search['settings_in_grid']} settings over {search['searched_s'] / 3600:.2f} h"
     return f"{found}; {how}" + ("" if search["meets_objective"] else "; none of them meets the objective")
 
 

@@ -1,6 +1,6 @@
 """Find the instance type and the target that serve SageMaker best: a grid by a fluid model, then the best few by simulation.
 
-The opponent is tuned on the trace that it will be judged on, or, above `SEARCH_REQUESTS`, on its first part.
+The opponent is tuned on the very trace that it is judged on, the whole of it: tuned on a quiet first part, it would miss the rest.
 """
 
 from __future__ import annotations
@@ -24,15 +24,13 @@ from simulator.summary import Summary
 
 UTILIZATIONS = tuple(u / 100 for u in range(10, 100, 5))
 """Targets of the grid, as shares of what one instance can serve."""
-SIMULATED = 16
-"""Most settings of the grid that are simulated."""
-FURTHER = 2
-"""Settings simulated beyond the first that meets the objective: the fluid model's order by cost is not exact."""
+SIMULATED, SIMULATED_OF_LONG = 16, 8
+"""Most settings that are simulated; the second, of traces with more than `LONG_REQUESTS`."""
+LONG_REQUESTS = 5_000_000
 SAME_COST = 0.005
 """Settings of one type whose fluid costs lie within this share of each other are one setting."""
-SEARCH_REQUESTS = 3_000_000
-"""Requests of the trace's first part that the search simulates."""
-LEAST_SEARCH_S = 3600.0
+SEARCH_REQUESTS = 100_000_000
+"""Beyond these the search ends: it then is about the trace's first part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +57,13 @@ def best_setting(scenario: Scenario, *, generation: Generation = "current", batc
         If no instance type meets the objective even alone.
     """
     types = _types(scenario, generation, batch)
-    minutes, until_s = _minutes(scenario)
+    minutes = _minutes(scenario)
+    until_s = len(minutes) * STEP_S
     grid = [_fluid(minutes, offering, limits, kind, share, scenario) for offering, limits, kind in types for share in UTILIZATIONS]
     slo = scenario.slo.percentile
     part = replace(scenario, trace=replace(scenario.trace, end_s=min(scenario.trace.end_s, scenario.trace.start_s + until_s)))
-    measured = _measured(_by_promise(grid, slo), part)
+    most = SIMULATED if sum(number or 0 for number in minutes) <= LONG_REQUESTS else SIMULATED_OF_LONG
+    measured = _measured(grid, part, most)
     setting, figures = min(measured, key=lambda pair: _rank(pair[1], slo))
     price_source = sagemaker_price_usd_per_hour(setting.offering.instance_type.removeprefix("ml."), 1.0, generation)[1]
     record: dict[str, Any] = {
@@ -79,29 +79,39 @@ def best_setting(scenario: Scenario, *, generation: Generation = "current", batc
     return setting.policy(record)
 
 
-def _by_promise(grid: Sequence[Setting], slo: float) -> list[Setting]:
-    """Order by fluid cost what the fluid model lets meet the objective, then the rest by attainment; near doubles left out."""
-    order = sorted(grid, key=lambda s: (s.attainment < slo, s.cost_usd if s.attainment >= slo else -s.attainment, -s.attainment, s.target))
+def _ladder(grid: Sequence[Setting], offering: Offering) -> list[Setting]:
+    """Order settings of one type from the highest target, which costs least, to the lowest; near doubles left out."""
     kept: list[Setting] = []
-    for setting in order:
-        doubles = (k for k in kept if k.offering == setting.offering and abs(k.cost_usd - setting.cost_usd) <= SAME_COST * k.cost_usd)
-        if next(doubles, None) is None:
+    for setting in sorted((s for s in grid if s.offering == offering), key=lambda s: -s.target):
+        if not kept or abs(setting.cost_usd - kept[-1].cost_usd) > SAME_COST * kept[-1].cost_usd:
             kept.append(setting)
     return kept
 
 
-def _measured(order: Sequence[Setting], part: Scenario) -> list[tuple[Setting, Summary]]:
-    """Simulate in order until the objective is met, and a few more."""
+def _measured(grid: Sequence[Setting], part: Scenario, most: int) -> list[tuple[Setting, Summary]]:
+    """Simulate what may be best: within a type by bisection, as attainment rises when the target falls.
+
+    The type that the fluid model finds cheapest comes first; of the others only what it finds cheaper than the best so far.
+    """
+    slo = part.slo.percentile
     measured: list[tuple[Setting, Summary]] = []
-    left = SIMULATED
-    for setting in order:
-        if left == 0:
-            break
-        figures = tried(part, setting.policy())
-        measured.append((setting, figures))
-        left -= 1
-        if figures.slo_attainment >= part.slo.percentile:
-            left = min(left, FURTHER)
+    best_usd = math.inf
+    ladders = [_ladder(grid, offering) for offering in dict.fromkeys(s.offering for s in grid)]
+    for ladder in sorted(ladders, key=lambda rungs: min((s.cost_usd for s in rungs if s.attainment >= slo), default=math.inf)):
+        rungs = [setting for setting in ladder if setting.cost_usd < best_usd]
+        promising = next((i for i, s in enumerate(rungs) if s.attainment >= slo), len(rungs))
+        low, high = max(0, promising - 1), len(rungs)
+        while low < high and len(measured) < most:
+            middle = (low + high) // 2
+            figures = tried(part, rungs[middle].policy())
+            measured.append((rungs[middle], figures))
+            if figures.slo_attainment >= slo:
+                high, best_usd = middle, min(best_usd, figures.cost_usd["compute"])
+            else:
+                low = middle + 1
+    if not measured:  # the fluid model lets nothing meet the objective
+        best = max(grid, key=lambda s: (s.attainment, -s.cost_usd))
+        measured.append((best, tried(part, best.policy())))
     return measured
 
 
@@ -146,8 +156,8 @@ def _types(scenario: Scenario, generation: Generation, batch: int) -> list[tuple
     return found
 
 
-def _minutes(scenario: Scenario) -> tuple[list[int | None], float]:
-    """Count the requests of every minute of the searched part, None where unknown, and the part's length."""
+def _minutes(scenario: Scenario) -> list[int | None]:
+    """Count the requests of every minute of the searched part, None where unknown."""
     minutes: list[int | None] = []
     number, known, total = 0, 0, 0
     for index, window in enumerate(windows(scenario.trace, seed=scenario.seed)):
@@ -155,11 +165,11 @@ def _minutes(scenario: Scenario) -> tuple[list[int | None], float]:
         if (index + 1) % WINDOWS_PER_STEP == 0:
             minutes.append(number if 2 * known >= WINDOWS_PER_STEP else None)
             total, number, known = total + number, 0, 0
-            if total >= SEARCH_REQUESTS and len(minutes) * STEP_S >= LEAST_SEARCH_S:
+            if total >= SEARCH_REQUESTS:
                 break
     if not minutes:
         minutes.append(number)
-    return minutes, len(minutes) * STEP_S
+    return minutes
 
 
 def _fluid(
