@@ -89,7 +89,7 @@ def _ladder(grid: Sequence[Setting], offering: Offering) -> list[Setting]:
 
 
 def _measured(grid: Sequence[Setting], part: Scenario, most: int) -> list[tuple[Setting, Summary]]:
-    """Simulate what may be best: within a type by bisection, as attainment rises when the target falls.
+    """Simulate what may be best: within a type from where the fluid model puts the border, up or down until it is found.
 
     The type that the fluid model finds cheapest comes first; of the others only what it finds cheaper than the best so far.
     """
@@ -100,15 +100,17 @@ def _measured(grid: Sequence[Setting], part: Scenario, most: int) -> list[tuple[
     for ladder in sorted(ladders, key=lambda rungs: min((s.cost_usd for s in rungs if s.attainment >= slo), default=math.inf)):
         rungs = [setting for setting in ladder if setting.cost_usd < best_usd]
         promising = next((i for i, s in enumerate(rungs) if s.attainment >= slo), len(rungs))
-        low, high = max(0, promising - 1), len(rungs)
-        while low < high and len(measured) < most:
-            middle = (low + high) // 2
-            figures = tried(part, rungs[middle].policy())
-            measured.append((rungs[middle], figures))
-            if figures.slo_attainment >= slo:
-                high, best_usd = middle, min(best_usd, figures.cost_usd["compute"])
-            else:
-                low = middle + 1
+        at, step = promising, 0
+        while 0 <= at < len(rungs) and len(measured) < most:
+            figures = tried(part, rungs[at].policy())
+            measured.append((rungs[at], figures))
+            meets = figures.slo_attainment >= slo
+            if meets:
+                best_usd = min(best_usd, figures.cost_usd["compute"])
+            if step and meets != (step < 0):
+                break  # the border between meeting and missing lies between the last two
+            step = -1 if meets else 1
+            at += step
     if not measured:  # the fluid model lets nothing meet the objective
         best = max(grid, key=lambda s: (s.attainment, -s.cost_usd))
         measured.append((best, tried(part, best.policy())))
