@@ -1,6 +1,6 @@
 """A trace as arrivals of single requests, window by window, the same for the same seed.
 
-Within a step of a count trace arrivals are Poisson: a Poisson number with the step's mean, uniform within the step. A trace
+Within a step of a count trace arrivals follow the trace's `process`, Poisson unless told otherwise. A trace
 of single requests is replayed as it is; scaled by k, each request appears floor(k) times and once more with the
 remaining probability, copies moved by less than a second so that they do not arrive as one.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from simulator.traces import Trace
 
 COPY_SPREAD_S = 1.0
 """Copies of one recorded request are spread by up to this."""
+BLOCK_ROWS = 2000
+"""Rows of a request trace that are taken at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +60,22 @@ def windows(trace: Trace, *, seed: int) -> Iterator[Window]:
 def _count_pieces(trace: Trace, rng: np.random.Generator) -> Iterator[tuple[float, float, Floats]]:
     """Yield steps as (from, to, arrivals), unsorted within a step."""
     step_s = trace.step_s or 1.0
+    within = trace.process.begin(rng)
     for row in trace.rows():
         since_s = row.t_s - trace.start_s
-        number = int(rng.poisson(row.count * trace.factor_at(since_s)))
-        yield since_s, since_s + step_s, since_s + step_s * rng.random(number)
+        yield since_s, since_s + step_s, since_s + step_s * within(row.count * trace.factor_at(since_s), since_s)
 
 
 def _request_pieces(trace: Trace, rng: np.random.Generator) -> Iterator[tuple[float, float, Floats]]:
-    """Single requests; the time between two of them is known to be quiet."""
-    previous_s = 0.0
-    for row in trace.rows():
-        since_s = row.t_s - trace.start_s
-        whole, fraction = divmod(trace.factor_at(since_s), 1.0)
-        copies = int(whole) + int(rng.random() < fraction)
-        at_s = since_s + COPY_SPREAD_S * rng.random(copies)
-        at_s[: min(1, copies)] = since_s
-        yield previous_s, since_s, at_s
-        previous_s = since_s
+    """Single requests, in blocks; the time between two of them is known to be quiet."""
+    rows, previous_s = trace.rows(), 0.0
+    while block := list(islice(rows, BLOCK_ROWS)):
+        since_s = np.array([row.t_s for row in block]) - trace.start_s
+        factors = np.array([trace.factor_at(at_s) for at_s in since_s]) if trace.surges else np.full(since_s.size, trace.scale)
+        copies = factors.astype(np.int64)
+        copies += rng.random(copies.size) < factors - copies
+        at_s = np.repeat(since_s, copies) + COPY_SPREAD_S * rng.random(int(copies.sum()))
+        originals = (np.cumsum(copies) - copies)[copies > 0]
+        at_s[originals] = since_s[copies > 0]
+        yield previous_s, float(since_s[-1]), at_s
+        previous_s = float(since_s[-1])

@@ -55,6 +55,7 @@ class FastEngine:
         number, self._last_answer_by_s = _advance(
             requests.arrival_s,
             requests.luck,
+            requests.reply_s,
             requests.state,
             requests.answer_by_s,
             requests.worker_answer_s,
@@ -159,6 +160,7 @@ def _admitted_until_s(  # type: ignore[no-untyped-def]
 def _advance(  # type: ignore[no-untyped-def]  # noqa: C901  # one loop over events, on arrays only
     arrival_s,
     luck,
+    own_reply_s,
     state,
     answer_by_s,
     worker_answer_s,
@@ -288,7 +290,7 @@ def _advance(  # type: ignore[no-untyped-def]  # noqa: C901  # one loop over eve
                 for position in range(head, head + rows):
                     i = queue[position]
                     state[i] = SETTLED
-                    worker_answer_s[i] = finished_s + reply_s
+                    worker_answer_s[i] = finished_s + own_reply_s[i]
                     batch_id[i] = first_batch_id + closed
                     if spill_available and worker_answer_s[i] > answer_by_s[i]:
                         spill_at_s[i] = answer_by_s[i]

@@ -15,14 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from markserve.core.types import Instance
-from simulator.fleet import bill_usd, billed_s, instance_id
+from simulator.fleet import Bill, instance_id
 from simulator.policies import Decision
 from simulator.service import Floats, Ints
 from simulator.state import Batches
 
-ROWS_PER_GROUP = 500_000
-"""About 16 MB in memory, and few enough groups for readers."""
+ROWS_PER_GROUP = 200_000
+"""About 6 MB in memory, and few enough groups for readers."""
 TIERS = ("none", "worker", "lambda")
 """Tier codes in memory, and their names in the files; none: rejected, or never answered."""
 INSTANCE_COLUMNS = [
@@ -41,7 +40,8 @@ INSTANCE_COLUMNS = [
     "cost_usd",
 ]
 CONTROL_QUANTILES = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
-CONTROL_COLUMNS = ["t_s", *(f"forecast_q{round(q * 100)}_rps" for q in CONTROL_QUANTILES), "demand_rps", "fleet", "reason"]
+CONTROL_COLUMNS = ["t_s", "trigger", *(f"forecast_q{round(q * 100)}_rps" for q in CONTROL_QUANTILES), "demand_rps", "fleet", "reason"]
+PRICE_COLUMNS = ["instance_id", "from_s", "to_s", "price_usd_per_hour", "cost_usd"]
 REQUESTS = pa.schema(
     [
         ("arrival_s", pa.float64()),
@@ -110,13 +110,20 @@ def _arrow(field: pa.Field, values: np.ndarray) -> pa.Array:
 class AuditFiles:
     """One policy's files; a context manager, so that they are whole when it is left."""
 
-    def __init__(self, folder: Path, *, policy: str, keep_requests: bool = True) -> None:
+    def __init__(self, folder: Path, *, policy: str, request_share: float = 1.0, seed: int = 1) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._policy = policy
-        self._requests = _Grouped(folder / "requests.parquet", REQUESTS) if keep_requests else None
+        self._request_share = request_share
+        self._sampling = np.random.default_rng([seed, 0x5A])
+        self._requests = _Grouped(folder / "requests.parquet", REQUESTS) if request_share > 0 else None
+        if self._requests is None:
+            (folder / "requests.parquet").unlink(missing_ok=True)  # of an earlier run, which this one must not be taken for
         self._batches = _Grouped(folder / "batches.parquet", BATCHES)
         self._instances_file = (folder / "instances.csv").open("w", encoding="utf-8", newline="")
         self._control_file = (folder / "control.csv").open("w", encoding="utf-8", newline="")
+        self._prices_file = (folder / "prices.csv").open("w", encoding="utf-8", newline="")
+        self._prices = csv.writer(self._prices_file)
+        self._prices.writerow(PRICE_COLUMNS)
         self._instances = csv.writer(self._instances_file)
         self._control = csv.writer(self._control_file)
         self._instances.writerow(INSTANCE_COLUMNS)
@@ -131,24 +138,29 @@ class AuditFiles:
                 grouped.close()
         self._instances_file.close()
         self._control_file.close()
+        self._prices_file.close()
 
     def requests(self, arrival_s: Floats, finished_s: Floats, tier: Ints, batch_id: Ints) -> None:
         """Record finished requests."""
-        if self._requests is not None and arrival_s.size:
+        if self._requests is None:
+            return
+        if self._request_share < 1:
+            kept = self._sampling.random(arrival_s.size) < self._request_share
+            arrival_s, finished_s, tier, batch_id = arrival_s[kept], finished_s[kept], tier[kept], batch_id[kept]
+        if arrival_s.size:
             self._requests.add(arrival_s, finished_s, tier.astype(np.int8), batch_id)
 
-    def batches(self, batches: Batches, *, first_id: int, tier: int) -> None:
-        """Record batches; they start when they are closed."""
+    def batches(self, batches: Batches, ids: Ints, *, tier: int) -> None:
+        """Record batches; they start when they are closed. One that was lost with its instance has an infinite end."""
         n = batches.size.size
         if n:
-            ids = np.arange(first_id, first_id + n, dtype=np.int64)
             tiers, size = np.full(n, tier, np.int8), batches.size.astype(np.int32)
             self._batches.add(ids, tiers, batches.worker, batches.started_s, batches.started_s, batches.finished_s, size)
 
-    def instances(self, ended: Sequence[Instance]) -> None:
-        """Record instances that have ended."""
-        for i in ended:
-            offering = i.offering
+    def instances(self, bills: Sequence[Bill]) -> None:
+        """Record instances that have ended, and the stretches of their lives by price."""
+        for bill in bills:
+            i, offering = bill.instance, bill.instance.offering
             self._instances.writerow(
                 (
                     i.instance_id,
@@ -156,18 +168,41 @@ class AuditFiles:
                     offering.capacity_type,
                     offering.zone,
                     self._policy,
-                    offering.price_usd_per_hour,
+                    bill.price_usd_per_hour,
                     i.requested_at_s,
                     i.serving_at_s,
                     i.drain_at_s,
                     i.terminated_at_s,
                     i.end_reason,
-                    billed_s(i),
-                    bill_usd(i),
+                    bill.billed_s,
+                    bill.cost_usd,
                 )
             )
+            self._prices.writerows((i.instance_id, s.from_s, s.to_s, s.price_usd_per_hour, s.cost_usd) for s in bill.segments)
 
-    def control(self, now_s: float, decision: Decision, fleet: str) -> None:
+    def control(self, now_s: float, trigger: str, decision: Decision, fleet: str) -> None:
         """Record a control step."""
         quantiles = [decision.quantiles_rps.get(q) for q in CONTROL_QUANTILES]
-        self._control.writerow((now_s, *quantiles, decision.demand_rps, fleet, decision.reason))
+        self._control.writerow((now_s, trigger, *quantiles, decision.demand_rps, fleet, decision.reason))
+
+
+class NoFiles(AuditFiles):
+    """Records nothing; for runs that only look for the best settings of a policy."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        pass
+
+    def requests(self, arrival_s: Floats, finished_s: Floats, tier: Ints, batch_id: Ints) -> None:
+        """Record nothing."""
+
+    def batches(self, batches: Batches, ids: Ints, *, tier: int) -> None:
+        """Record nothing."""
+
+    def instances(self, bills: Sequence[Bill]) -> None:
+        """Record nothing."""
+
+    def control(self, now_s: float, trigger: str, decision: Decision, fleet: str) -> None:
+        """Record nothing."""

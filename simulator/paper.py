@@ -1,21 +1,26 @@
-"""`mark-paper`: MArk as published, on demand: its batching constraints, persistence x 1.2, Algorithm 1, destroy after 6 plans.
+"""`mark-paper`: MArk as published: its batching constraints, persistence x 1.2, Algorithm 1, destroy after 6 plans.
 
-Left out: the LSTM (persistence stands in for it, as the paper allows to compare policies rather than forecasters), spot
-standbys, and the SLO monitor.
+On spot where spot is on: Algorithm 1 then sees spot offerings at their price, and stopped burstable standbys are started on
+an interruption, and stopped again when what serves besides them meets the demand. The SLO monitor of the prototype adds the
+instance of least cost per request. Left out: the LSTM; persistence stands in for it, to compare policies rather than
+forecasters.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from markserve.core.batching import BatchLimits
 from markserve.core.capacity import Candidate, Room, SpotRules
-from markserve.core.demand import Horizon
+from markserve.core.demand import Horizon, Trigger
 from markserve.core.greedy import Choice, Task, fill
 from markserve.core.profiles import batch_latency_s
-from markserve.core.types import BatchProfile, Instance, InstanceState, Offering
+from markserve.core.types import BatchProfile, CapacityType, Instance, InstanceState, Offering
 from markserve.errors import InfeasibleSlo
 from simulator.assumptions import HORIZON_STEPS, MAX_HOURLY_COST_USD, MAX_INSTANCES, REPLY_OVERHEAD_S, STEP_S, TRANSPORT_PRIOR_S
+from simulator.fleet import STANDBY, is_standby
+from simulator.monitor import Monitor, PaperMonitor
 from simulator.policies import Decision, View, launching_in
 from simulator.service import ProfileFile
 
@@ -28,16 +33,17 @@ DESTROY_AFTER_PLANS = 6
 class PaperPolicy:
     """MArk as published."""
 
-    name = "mark-paper"
-
-    def __init__(self, *, profile: ProfileFile, offerings: Sequence[Offering], rt_max_s: float) -> None:
+    def __init__(self, name: str, *, profile: ProfileFile, standbys: Sequence[Offering], rt_max_s: float, spot: bool) -> None:
+        self.name = name
+        self.uses_spot = spot
         self._model = profile.model
-        self._offerings = tuple(offerings)
+        self._standbys = tuple(standbys)
         budget_s = rt_max_s - TRANSPORT_PRIOR_S - REPLY_OVERHEAD_S
         found = {name: paper_limits(profile.profile(name), budget_s, profile.max_batch_size) for name in profile.instance_types}
         self._limits = {name: limits for name, limits in found.items() if limits is not None}
         if not self._limits:
-            raise InfeasibleSlo(f"no instance type can meet the objective: T(1) exceeds {budget_s:.3f} s on each of {', '.join(found)}")
+            failing = (f"T(1) = {batch_latency_s(profile.profile(name), 1):.3f} s on {name}" for name in found)
+            raise InfeasibleSlo(f"no instance type can meet the objective: {'; '.join(failing)}; the latency budget is {budget_s:.3f} s")
 
     def limits(self) -> dict[str, BatchLimits]:
         """Return the limits by the paper's constraints."""
@@ -47,29 +53,62 @@ class PaperPolicy:
         """Run Algorithm 1 on the flat forecast; running and pending instances compete with launch overhead 0."""
         rate_rps = next((rate for rate in reversed(view.history) if rate is not None), 0.0)
         demand_rps = rate_rps * OVER_PROVISIONING
-        horizon = Horizon(start_at_s=view.now_s, step_s=STEP_S)
-        offers = [
-            Candidate(
-                offering=launching_in(offering, view.launch_overhead_s),
-                capacity_rps=self._limits[offering.instance_type].service_rate_rps,
-                ready_step=horizon.ready_step(view.now_s + view.launch_overhead_s, view.now_s),
-            )
-            for offering in self._offerings
-            if offering.instance_type in self._limits
-        ]
-        present = [i for i in view.instances if i.state is not InstanceState.DRAINING]
-        choice = Choice(self._task(demand_rps, offers), existing=self._existing(present, horizon, view.now_s), offers=offers)
+        offers = self._offers(view)
+        present = [i for i in view.instances if i.state is not InstanceState.DRAINING and not is_standby(i)]
+        standbys = [i for i in view.instances if i.state is not InstanceState.DRAINING and is_standby(i)]
+        choice = Choice(self._task(demand_rps, offers), existing=self._existing(present, self._horizon(view), view.now_s), offers=offers)
         fill([choice], Room(instances=MAX_INSTANCES - len(view.instances), usd_per_hour=MAX_HOURLY_COST_USD))
-        unwanted = {i.instance_id: 0 if i.instance_id in choice.kept_ids else i.unwanted_cycles + 1 for i in present}
+        if view.at_risk and offers:
+            choice.add(min(offers, key=lambda c: (c.usd_per_request, c.key)))
+        step = 0 if view.trigger.is_urgent else 1
+        unwanted = {i.instance_id: 0 if i.instance_id in choice.kept_ids else i.unwanted_cycles + step for i in present}
+        serving_rps = sum(self._rate_rps(i) for i in present if i.state is InstanceState.SERVING)
         reason = f"Algorithm 1: {rate_rps:.1f} rps x {OVER_PROVISIONING} = {demand_rps:.1f} rps"
+        drains = [(name, f"not in the last {n} plans") for name, n in unwanted.items() if n >= DESTROY_AFTER_PLANS]
+        if serving_rps >= demand_rps:
+            drains += [(i.instance_id, "standby stopped: the replacement serves") for i in standbys]
         return Decision(
             launches=[(c.offering, 1, reason) for c in choice.launches],
-            drains=[(name, f"not in the last {n} plans") for name, n in unwanted.items() if n >= DESTROY_AFTER_PLANS],
+            standbys=self._started(view, demand_rps - serving_rps - sum(map(self._rate_rps, standbys))),
+            drains=drains,
             unwanted_cycles=unwanted,
             demand_rps=demand_rps,
             quantiles_rps={0.5: rate_rps},
             reason=f"{reason}; {len(choice.launches)} launched, {len(choice.kept_ids)} of {len(present)} kept",
         )
+
+    def monitor(self) -> Monitor | None:
+        """Watch as the prototype does."""
+        return PaperMonitor()
+
+    def _rate_rps(self, instance: Instance) -> float:
+        return self._limits[instance.offering.instance_type].service_rate_rps
+
+    def _horizon(self, view: View) -> Horizon:
+        return Horizon(start_at_s=view.now_s, step_s=STEP_S)
+
+    def _started(self, view: View, short_rps: float) -> list[tuple[Offering, int, str]]:
+        """Start as many standbys as the interruption left short of the demand."""
+        usable = [o for o in self._standbys if o.instance_type in self._limits]
+        if view.trigger is not Trigger.INTERRUPTION or short_rps <= 0 or not usable:
+            return []
+        best = min(usable, key=lambda o: (o.price_usd_per_hour / self._limits[o.instance_type].service_rate_rps, o.key))
+        number = math.ceil(short_rps / self._limits[best.instance_type].service_rate_rps)
+        return [(best, number, f"{STANDBY}: {short_rps:.1f} rps short after an interruption")]
+
+    def _offers(self, view: View) -> list[Candidate]:
+        horizon = self._horizon(view)
+        return [
+            Candidate(
+                offering=launching_in(offering, view.launch_overhead_s),
+                capacity_rps=self._limits[offering.instance_type].service_rate_rps,
+                ready_step=horizon.ready_step(view.now_s + view.launch_overhead_s, view.now_s),
+            )
+            for offering in view.offerings
+            if offering.instance_type in self._limits
+            and offering.key not in view.unavailable
+            and (self.uses_spot or offering.capacity_type is not CapacityType.SPOT)
+        ]
 
     def _existing(self, present: Sequence[Instance], horizon: Horizon, now_s: float) -> list[Candidate]:
         return [
@@ -86,14 +125,14 @@ class PaperPolicy:
         ]
 
     def _task(self, demand_rps: float, offers: Sequence[Candidate]) -> Task:
-        lead = max(c.ready_step for c in offers)
+        lead = max((c.ready_step for c in offers), default=0)
         return Task(
             model=self._model,
             demand_rps=(demand_rps,) * (HORIZON_STEPS + lead),
             step_s=STEP_S,
             lead_step=lead,
             spill=None,
-            spot=SpotRules(max_share=0.0, pools=0),
+            spot=SpotRules(max_share=1.0, pools=0),
         )
 
 

@@ -1,17 +1,18 @@
 """Provisioning policies by name: all but `mark-paper` ask the product's planner, and differ in what they tell it.
 
 - `mark`: this system. Forecast quantiles, newsvendor demand, Algorithm 1, local search, hysteresis.
+- `mark-on-demand`: the same, never on spot.
 - `reactive`: the same planner without a forecast; the highest rate of the last two minutes, held flat.
 - `static`: the fleet that the planner buys for the highest rate of the whole trace, from start to end.
 - `all-lambda`: no instance at all.
 - `clairvoyant`: the planner, told the true rate of the coming minutes; still pays launches and whole instances.
-- `mark-paper`: `paper.PaperPolicy`.
+- `mark-paper`, `mark-paper-on-demand`: `paper.PaperPolicy`. `sagemaker`: `sagemaker.SageMakerPolicy`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from markserve.core.backtest import History
@@ -24,6 +25,7 @@ from markserve.core.types import Forecast, Instance, Offering
 from markserve.errors import InfeasibleSlo, InvalidRequest
 from markserve.plan_inputs import model_demand
 from simulator.assumptions import BACKTEST_EVERY_STEPS, HORIZON_STEPS, MAX_HOURLY_COST_USD, MAX_INSTANCES, STEP_S, WINDOW_S
+from simulator.monitor import Monitor, ProductMonitor
 from simulator.service import ProfileFile
 
 BEST = "best"
@@ -33,7 +35,7 @@ FORECASTERS = (BEST, *SIMPLE_FORECASTERS)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """What a policy sees at a control step."""
+    """What a policy sees at a control step, or between two of them when something went wrong."""
 
     now_s: float
     history_until_s: float
@@ -41,6 +43,15 @@ class View:
     """Highest window rate of each past step, oldest first."""
     instances: Sequence[Instance]
     launch_overhead_s: float
+    offerings: Sequence[Offering]
+    """What may be bought, at the prices in force."""
+    unavailable: frozenset[str] = frozenset()
+    """Pools that were dry or interrupted within the last minutes."""
+    trigger: Trigger = Trigger.SCHEDULE
+    at_risk: bool = False
+    """Whether the SLO monitor asked for this plan."""
+    last_minute_requests: int | None = None
+    """Arrivals of the last whole minute; None where the trace does not know them."""
     shape: tuple[float, ...] = ()
     """How load varies within a step; see `core.arrivals.window_shape`."""
     is_first: bool = False
@@ -52,6 +63,8 @@ class Decision:
     """What a policy wants done."""
 
     launches: Sequence[tuple[Offering, int, str]] = ()
+    standbys: Sequence[tuple[Offering, int, str]] = ()
+    """Stopped instances to start."""
     drains: Sequence[tuple[str, str]] = ()
     unwanted_cycles: Mapping[str, int] = field(default_factory=dict)
     warm_environments: int = 0
@@ -66,6 +79,7 @@ class Policy(Protocol):
     """A way to provision."""
 
     name: str
+    uses_spot: bool
 
     def limits(self) -> dict[str, BatchLimits]:
         """Batch limits on each instance type that it can use."""
@@ -73,6 +87,10 @@ class Policy(Protocol):
 
     def decide(self, view: View) -> Decision:
         """Decide what to launch and to drain now."""
+        ...
+
+    def monitor(self) -> Monitor | None:
+        """Return a fresh watch over the objective, for policies that act between two control steps."""
         ...
 
 
@@ -98,15 +116,15 @@ def feasible_limits(profile: ProfileFile, latency_budget_s: float) -> dict[str, 
     return limits
 
 
-def stack_tunables(*, rt_max_s: float, sl_min: float, can_spill: bool) -> Tunables:
-    """Operator parameters of a simulated stack: on demand only, ceilings out of the way."""
+def stack_tunables(*, rt_max_s: float, sl_min: float, can_spill: bool, spot: bool = False) -> Tunables:
+    """Operator parameters of a simulated stack: ceilings out of the way."""
     return Tunables(
         rt_max_s=rt_max_s,
         sl_min=sl_min,
         launches_enabled=True,
         max_instances=MAX_INSTANCES,
         max_hourly_cost_usd=MAX_HOURLY_COST_USD,
-        spot_enabled=False,
+        spot_enabled=spot,
         warm_environments_max=100,
         spillover_max_concurrency=MAX_INSTANCES if can_spill else 0,
     )
@@ -120,41 +138,55 @@ class PlannedPolicy:
         name: str,
         *,
         profile: ProfileFile,
-        offerings: Sequence[Offering],
         tunables: Tunables,
         forecast: Callable[[View], Forecast | None],
+        is_monitored: bool = True,
     ) -> None:
         self.name = name
+        self.uses_spot = tunables.spot_enabled
         self._profile = profile
-        self._offerings = tuple(offerings)
         self._tunables = tunables
         self._forecast = forecast
-        self._limits = feasible_limits(profile, self._demand(None, None, ()).latency_budget_s)
+        self._latest: Forecast | None = None
+        self._is_monitored = is_monitored
+        self._limits = feasible_limits(profile, self._demand(None, None, (), at_risk=False).latency_budget_s)
 
     def limits(self) -> dict[str, BatchLimits]:
         """Return the limits that the planner counts on."""
         return self._limits
 
     def decide(self, view: View) -> Decision:
-        """Plan as the plan function does, once a step."""
-        forecast = self._forecast(view)
+        """Plan as the plan function does: once a step on a new forecast, on the last one when it is urgent."""
+        if view.trigger is Trigger.SCHEDULE:
+            self._latest = self._forecast(view)
+        forecast = self._latest
         measured = max((rate for rate in view.history[-2:] if rate is not None), default=None)
         plan = plan_capacity(
-            demands=[self._demand(forecast, measured, view.instances, view.shape)],
+            demands=[self._demand(forecast, measured, view.instances, at_risk=view.at_risk, shape=view.shape)],
             instances=view.instances,
-            offerings=[launching_in(offering, view.launch_overhead_s) for offering in self._offerings],
+            offerings=[launching_in(offering, view.launch_overhead_s) for offering in view.offerings],
             tunables=self._tunables,
-            unavailable=(),
+            unavailable=view.unavailable,
             now_s=view.now_s,
             plan_id=f"plan-{view.now_s:.0f}",
-            trigger=Trigger.SCHEDULE,
+            trigger=view.trigger,
             default_step_s=STEP_S,
             default_steps=HORIZON_STEPS,
         )
         return _decision(plan, forecast)
 
+    def monitor(self) -> Monitor | None:
+        """Watch as the product does."""
+        return ProductMonitor(self._tunables.slo) if self._is_monitored else None
+
     def _demand(
-        self, forecast: Forecast | None, measured_rps: float | None, instances: Sequence[Instance], shape: tuple[float, ...] = ()
+        self,
+        forecast: Forecast | None,
+        measured_rps: float | None,
+        instances: Sequence[Instance],
+        *,
+        at_risk: bool = False,
+        shape: tuple[float, ...] = (),
     ) -> ModelDemand:
         return model_demand(
             self._profile.record(),
@@ -163,7 +195,7 @@ class PlannedPolicy:
             measured_rate_rps=measured_rps,
             instances=instances,
             spillover_memory_mb=self._profile.lambda_memory_mb,
-            at_risk=False,
+            at_risk=at_risk,
             shape=shape,
         )
 
@@ -172,6 +204,7 @@ class StaticPolicy:
     """Buys once, for the peak."""
 
     name = "static"
+    uses_spot = False
 
     def __init__(self, planner: PlannedPolicy) -> None:
         self._planner = planner
@@ -184,11 +217,16 @@ class StaticPolicy:
         """Let the planner buy at the start, and nothing ever after."""
         return self._planner.decide(view) if view.is_first else Decision(reason="static: the fleet stays as it is")
 
+    def monitor(self) -> Monitor | None:
+        """Watch nothing."""
+        return None
+
 
 class NoInstances:
     """Leaves everything to the spillover function."""
 
     name = "all-lambda"
+    uses_spot = False
 
     def limits(self) -> dict[str, BatchLimits]:
         """Return nothing."""
@@ -198,16 +236,14 @@ class NoInstances:
         """Decide nothing."""
         return Decision(reason="all-lambda: nothing is ever launched")
 
+    def monitor(self) -> Monitor | None:
+        """Watch nothing."""
+        return None
+
 
 def launching_in(offering: Offering, launch_overhead_s: float) -> Offering:
     """Return the offering with the launch overhead that was measured."""
-    return Offering(
-        instance_type=offering.instance_type,
-        capacity_type=offering.capacity_type,
-        zone=offering.zone,
-        price_usd_per_hour=offering.price_usd_per_hour,
-        launch_overhead_s=launch_overhead_s,
-    )
+    return replace(offering, launch_overhead_s=launch_overhead_s)
 
 
 def forecaster(model: str, name: str) -> Callable[[View], Forecast | None]:

@@ -171,7 +171,7 @@ class _Window:
         for index in items:
             self._queue.remove(index)
             self._requests.batch_id[index] = self._first_batch_id + len(self._closed)
-            self._settle(index, finished_s + self._terms.reply_overhead_s)
+            self._settle(index, finished_s + float(self._requests.reply_s[index]))
         self._workers.free_at_s[worker] = finished_s
         self._workers.running[worker] = len(items)
         self._closed.append((int(self._workers.instance[worker]), len(items), now_s, finished_s))

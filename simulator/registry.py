@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import msgspec
-
-from markserve.catalog import Catalog, load_catalog
+from markserve.catalog import Catalog
 from markserve.core.catalog import offerings
 from markserve.core.types import CapacityType, Forecast, Offering
 from markserve.errors import InvalidRequest
+from simulator.assumptions import STANDBY_FAMILIES
+from simulator.inputs import read_catalog
 from simulator.paper import PaperPolicy
 from simulator.policies import (
+    FORECASTERS,
     NoInstances,
     PlannedPolicy,
     Policy,
@@ -25,6 +26,8 @@ from simulator.policies import (
     stack_tunables,
     the_peak,
 )
+from simulator.sagemaker_prices import Generation
+from simulator.sagemaker_search import best_setting
 from simulator.service import ProfileFile
 from simulator.simulation import Scenario, step_maxima
 
@@ -32,7 +35,17 @@ ZONE = "us-east-1a"
 """On demand costs the same in all zones, so one stands for them."""
 CLAIRVOYANT_SCALE_IN_CYCLES = 1
 """Hysteresis guards against forecast error, of which there is none."""
-POLICIES = ("mark", "mark-paper", "reactive", "static", "all-lambda", "clairvoyant")
+POLICIES = (
+    "mark",
+    "mark-on-demand",
+    "mark-paper",
+    "mark-paper-on-demand",
+    "sagemaker",
+    "reactive",
+    "static",
+    "all-lambda",
+    "clairvoyant",
+)
 
 
 def policy_names(text: str) -> list[str]:
@@ -48,7 +61,7 @@ def policy_names(text: str) -> list[str]:
     return names
 
 
-def on_demand_offerings(profile: ProfileFile, catalog: Path | None, *, launch_delay_s: float) -> tuple[Offering, ...]:
+def on_demand_offerings(profile: ProfileFile, catalog: Catalog | Path | None, *, launch_delay_s: float) -> tuple[Offering, ...]:
     """List what may be bought: every profiled type, on demand, at the catalog's price.
 
     Raises
@@ -56,22 +69,25 @@ def on_demand_offerings(profile: ProfileFile, catalog: Path | None, *, launch_de
     InvalidRequest
         If the file is no catalog, or does not know a type.
     """
-    try:
-        read = load_catalog() if catalog is None else msgspec.json.decode(catalog.read_bytes(), type=Catalog)
-    except OSError as error:
-        raise InvalidRequest(f"{catalog}: {error.strerror}") from error
-    except (msgspec.DecodeError, ValueError) as error:
-        raise InvalidRequest(f"{catalog}: {error}") from error
+    read = catalog if isinstance(catalog, Catalog) else read_catalog(catalog)
     pools, refusals = offerings(
         read.entries, instance_types=profile.instance_types, zones=[ZONE], spot_prices={}, launch_overhead_s=launch_delay_s
     )
+    found = tuple(pool for pool in pools if pool.capacity_type is CapacityType.ON_DEMAND)
     if refusals:
         raise InvalidRequest("; ".join(refusals))
-    return tuple(pool for pool in pools if pool.capacity_type is CapacityType.ON_DEMAND)
+    return found
 
 
-def policies(names: Sequence[str], scenario: Scenario, *, forecaster_name: str) -> list[Policy]:
-    """Build policies in the order asked for.
+def policies(
+    names: Sequence[str],
+    scenario: Scenario,
+    *,
+    forecaster_name: str,
+    sagemaker_prices: Generation = "current",
+    sagemaker_batch: int = 1,
+) -> Iterator[Policy]:
+    """Build policies in the order asked for, each when it is asked for: `sagemaker` searches for its settings.
 
     Raises
     ------
@@ -81,35 +97,56 @@ def policies(names: Sequence[str], scenario: Scenario, *, forecaster_name: str) 
         If everything is to be spilled and the spillover function was not profiled.
     """
     maxima: list[float] = step_maxima(scenario) if {"static", "clairvoyant"} & set(names) else []
-    profile, slo = scenario.profile, scenario.slo
-    tunables = stack_tunables(rt_max_s=slo.latency_s, sl_min=slo.percentile, can_spill=profile.can_spill)
+    if forecaster_name not in FORECASTERS:
+        raise InvalidRequest(f"{forecaster_name!r} is none of {', '.join(FORECASTERS)}", field="forecaster")
+    builder = _Builder(scenario, forecaster_name, maxima, sagemaker_prices, sagemaker_batch)
+    return (builder.build(name) for name in names)
 
-    def planned(
-        name: str, forecast: Callable[[View], Forecast | None], *, scale_in_cycles: int = tunables.scale_in_cycles
-    ) -> PlannedPolicy:
-        return PlannedPolicy(
-            name,
-            profile=profile,
-            offerings=scenario.offerings,
-            tunables=replace(tunables, scale_in_cycles=scale_in_cycles),
-            forecast=forecast,
-        )
 
-    built: list[Policy] = []
-    for name in names:
+@dataclass(frozen=True, slots=True)
+class _Builder:
+    scenario: Scenario
+    forecaster_name: str
+    maxima: Sequence[float]
+    sagemaker_prices: Generation
+    sagemaker_batch: int
+
+    def build(self, name: str) -> Policy:
+        model, has_spot = self.scenario.profile.model, self.scenario.market is not None
         match name:
-            case "mark":
-                built.append(planned(name, forecaster(profile.model, forecaster_name)))
+            case "mark" | "mark-on-demand":
+                return self._planned(name, forecaster(model, self.forecaster_name), spot=has_spot and name == "mark")
+            case "mark-paper" | "mark-paper-on-demand":
+                return self._paper(name, spot=has_spot and name == "mark-paper")
+            case "sagemaker":
+                return best_setting(self.scenario, generation=self.sagemaker_prices, batch=self.sagemaker_batch)
             case "reactive":
-                built.append(planned(name, no_forecast))
+                return self._planned(name, no_forecast)
             case "static":
-                built.append(StaticPolicy(planned(name, the_peak(profile.model, max(maxima, default=0.0)))))
+                return StaticPolicy(self._planned(name, the_peak(model, max(self.maxima, default=0.0))))
             case "clairvoyant":
-                built.append(planned(name, foresight(profile.model, maxima), scale_in_cycles=CLAIRVOYANT_SCALE_IN_CYCLES))
-            case "mark-paper":
-                built.append(PaperPolicy(profile=profile, offerings=scenario.offerings, rt_max_s=slo.latency_s))
+                told = foresight(model, self.maxima)
+                return self._planned(name, told, scale_in_cycles=CLAIRVOYANT_SCALE_IN_CYCLES, is_monitored=False)
             case _:
-                if not profile.can_spill:
+                if not self.scenario.profile.can_spill:
                     raise InvalidRequest("all-lambda needs a profile of the spillover function, under the name lambda")
-                built.append(NoInstances())
-    return built
+                return NoInstances()
+
+    def _planned(
+        self,
+        name: str,
+        forecast: Callable[[View], Forecast | None],
+        *,
+        spot: bool = False,
+        scale_in_cycles: int | None = None,
+        is_monitored: bool = True,
+    ) -> PlannedPolicy:
+        profile, slo = self.scenario.profile, self.scenario.slo
+        tunables = stack_tunables(rt_max_s=slo.latency_s, sl_min=slo.percentile, can_spill=profile.can_spill, spot=spot)
+        if scale_in_cycles is not None:
+            tunables = replace(tunables, scale_in_cycles=scale_in_cycles)
+        return PlannedPolicy(name, profile=profile, tunables=tunables, forecast=forecast, is_monitored=is_monitored)
+
+    def _paper(self, name: str, *, spot: bool) -> PaperPolicy:
+        standbys = [o for o in self.scenario.offerings if spot and o.instance_type.split(".")[0] in STANDBY_FAMILIES]
+        return PaperPolicy(name, profile=self.scenario.profile, standbys=standbys, rt_max_s=self.scenario.slo.latency_s, spot=spot)

@@ -21,18 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from markserve.core.batch_limits import BatchLimits
-from markserve.core.profiles import LatencyEstimate, batch_latency_s
-from markserve.core.types import BatchProfile, ProfilePoint
+from markserve.core.profiles import LatencyEstimate
+from markserve.core.types import BatchProfile, ProfilePoint, require
 from markserve.errors import InvalidRequest
 from markserve.messages import ModelRecord, ProfilePointRecord
 from markserve.plan_inputs import LAMBDA
 from markserve.profiling import batch_profile
+from simulator.assumptions import Z98
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-Z98 = 2.0537489106318225
-"""The standard normal's 0.98-quantile."""
 
 
 class ProfileFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,6 +41,8 @@ class ProfileFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_batch_size: int
     profiles: dict[str, tuple[ProfilePointRecord, ...]]
     lambda_memory_mb: int = 1769
+    prices_usd_per_hour: dict[str, float] = {}
+    """On demand, by type; used for types that the catalog does not know."""
 
     @property
     def instance_types(self) -> list[str]:
@@ -55,8 +55,8 @@ class ProfileFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return LAMBDA in self.profiles
 
     def profile(self, name: str) -> BatchProfile:
-        """Latencies on one instance type, or of the spillover function."""
-        return batch_profile(name, self.profiles[name])
+        """Latencies on one instance type, or of the spillover function; SageMaker's `ml.X` is the hardware of X."""
+        return batch_profile(name, self.profiles[name.removeprefix("ml.")])
 
     def record(self) -> ModelRecord:
         """Return the model as the control plane would hold it."""
@@ -84,6 +84,8 @@ def read_profile(path: Path) -> ProfileFile:
         read = msgspec.json.decode(path.read_bytes(), type=ProfileFile)
         for name in read.profiles:
             read.profile(name)
+        for name, price in read.prices_usd_per_hour.items():
+            require(0 < price < math.inf, f"price of {name} must be positive and finite, got {price}")
     except OSError as error:
         raise InvalidRequest(f"{path}: {error.strerror}") from error
     except (msgspec.DecodeError, ValueError) as error:
@@ -124,13 +126,12 @@ def make_kind(profile: BatchProfile, limits: BatchLimits) -> Kind:
     profile's median and p98 agree, execution takes exactly that.
     """
     sizes = range(1, limits.max_batch_size + 1)
-    p98_s = np.array([0.0, *(batch_latency_s(profile, b) for b in sizes)])
-    p50_s = np.minimum(p98_s, np.array([0.0, *(batch_latency_s(_medians(profile), b) for b in sizes)]))
+    tail, median = LatencyEstimate(profile), LatencyEstimate(_medians(profile))
+    p98_s = np.array([0.0, *(tail.batch_latency_s(b) for b in sizes)])
+    p50_s = np.minimum(p98_s, np.array([0.0, *(median.batch_latency_s(b) for b in sizes)]))
     sigma = np.zeros_like(p98_s)
     sigma[1:] = np.log(p98_s[1:] / p50_s[1:]) / Z98
-    return Kind(
-        instance_type=profile.instance_type, limits=limits, estimate=LatencyEstimate(profile), p98_s=p98_s, p50_s=p50_s, sigma=sigma
-    )
+    return Kind(instance_type=profile.instance_type, limits=limits, estimate=tail, p98_s=p98_s, p50_s=p50_s, sigma=sigma)
 
 
 def _medians(profile: BatchProfile) -> BatchProfile:

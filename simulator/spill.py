@@ -7,7 +7,14 @@ import math
 import numpy as np
 
 from markserve.core.cost import lambda_cost_usd
-from simulator.assumptions import COLD_START_S, ENVIRONMENT_IDLE_S, LAMBDA_CONCURRENCY, PING_S, SPILL_OVERHEAD_S
+from simulator.assumptions import (
+    COLD_START,
+    ENVIRONMENT_IDLE_S,
+    LAMBDA_CONCURRENCY,
+    PING_S,
+    PROVISIONED_DURATION_GB_S_USD,
+    PROVISIONED_GB_S_USD,
+)
 from simulator.fast import compiled
 from simulator.service import Floats, Kind
 from simulator.state import SETTLED, Batches, Requests
@@ -20,25 +27,38 @@ class SpillTier:
     """Environments of one model's spillover function.
 
     An invocation takes the first free warm environment, so that the last ones fall idle and are reclaimed; if none is
-    free it starts a new one, cold. Beyond `LAMBDA_CONCURRENCY` it is refused.
+    free it starts a new one, cold. Beyond `LAMBDA_CONCURRENCY` it is refused. Provisioned environments come first, never
+    start cold, and are billed by `provisioned_usd` as long as they are there.
     """
 
-    def __init__(self, kind: Kind, *, memory_mb: int) -> None:
+    def __init__(self, kind: Kind, *, memory_mb: int, rng: np.random.Generator, provisioned: int = 0) -> None:
         self._kind = kind
         self._memory_mb = memory_mb
+        self._rng = rng
+        self._provisioned = provisioned
         self._free_at_s = np.full(LAMBDA_CONCURRENCY, -math.inf)
         self._alive_until_s = np.full(LAMBDA_CONCURRENCY, -math.inf)
+        self._free_at_s[:provisioned] = -1.0
+        self._alive_until_s[:provisioned] = math.inf
         self.billed_ms = 0.0
+        self.provisioned_ms = 0.0
         self.invocations = 0
         self.cold_starts = 0
         self.refused = 0
+        self.on_provisioned = 0
         self.pings = 0
 
     @property
     def cost_usd(self) -> float:
-        """Bill so far: every invocation's started milliseconds and the requests, pings included."""
+        """Bill of use so far: every invocation's started milliseconds and the requests, pings included."""
         per_ms = (lambda_cost_usd(duration_s=1.0, memory_mb=self._memory_mb) - self._request_usd) / 1000
-        return self.billed_ms * per_ms + (self.invocations + self.pings) * self._request_usd
+        provisioned_per_ms = PROVISIONED_DURATION_GB_S_USD * self._memory_mb / 1024 / 1000
+        used_usd = self.billed_ms * per_ms + self.provisioned_ms * provisioned_per_ms
+        return used_usd + (self.invocations + self.pings) * self._request_usd
+
+    def provisioned_usd(self, for_s: float) -> float:
+        """Bill of the provisioned environments being there."""
+        return self._provisioned * for_s * self._memory_mb / 1024 * PROVISIONED_GB_S_USD
 
     @property
     def _request_usd(self) -> float:
@@ -47,9 +67,9 @@ class SpillTier:
     def keep_warm(self, environments: int, *, now_s: float) -> None:
         """Ping as many environments, which starts those that are not there."""
         for slot in range(min(environments, LAMBDA_CONCURRENCY)):
-            if self._free_at_s[slot] > now_s:
+            if self._free_at_s[slot] > now_s or slot < self._provisioned:
                 continue
-            cold_s = 0.0 if self._alive_until_s[slot] >= now_s else COLD_START_S
+            cold_s = 0.0 if self._alive_until_s[slot] >= now_s else COLD_START.at(self._rng.standard_normal())
             self.cold_starts += cold_s > 0
             self._free_at_s[slot] = now_s + cold_s + PING_S
             self._alive_until_s[slot] = self._free_at_s[slot] + ENVIRONMENT_IDLE_S
@@ -64,15 +84,17 @@ class SpillTier:
         due = due[np.argsort(requests.spill_at_s[due], kind="stable")]
         execution_s = self._kind.p50_s[1] * np.exp(self._kind.sigma[1] * requests.spill_luck[due])
         started_s, finished_s = np.empty(due.size), np.empty(due.size)
+        slots = np.empty(due.size, np.int64)
         cold = _invoke(
             requests.spill_at_s[due],
             execution_s,
+            requests.spill_overhead_s[due],
+            COLD_START.median_s * np.exp(COLD_START.sigma * self._rng.standard_normal(due.size)),
             self._free_at_s,
             self._alive_until_s,
             started_s,
             finished_s,
-            SPILL_OVERHEAD_S,
-            COLD_START_S,
+            slots,
             ENVIRONMENT_IDLE_S,
         )
         requests.lambda_answer_s[due] = finished_s
@@ -81,8 +103,11 @@ class SpillTier:
         self.refused += due.size - served.size
         self.invocations += served.size
         self.cold_starts += int(cold)
-        started_s, finished_s = started_s[np.isfinite(finished_s)], finished_s[np.isfinite(finished_s)]
-        self.billed_ms += billed_ms(started_s, finished_s)
+        ran = np.isfinite(finished_s)
+        started_s, finished_s, is_provisioned = started_s[ran], finished_s[ran], slots[ran] < self._provisioned
+        self.billed_ms += billed_ms(started_s[~is_provisioned], finished_s[~is_provisioned])
+        self.provisioned_ms += billed_ms(started_s[is_provisioned], finished_s[is_provisioned])
+        self.on_provisioned += int(np.count_nonzero(is_provisioned))
         return Batches(np.full(served.size, -1, np.int64), np.ones(served.size, np.int64), started_s, finished_s)
 
 
@@ -93,11 +118,11 @@ def billed_ms(started_s: Floats, finished_s: Floats) -> float:
 
 @compiled
 def _invoke(  # type: ignore[no-untyped-def]
-    at_s, execution_s, free_at_s, alive_until_s, started_s, finished_s, overhead_s, cold_start_s, idle_s
+    at_s, execution_s, overhead_s, cold_start_s, free_at_s, alive_until_s, started_s, finished_s, slots, idle_s
 ):
     cold_starts = 0
     for i in range(at_s.size):
-        started_s[i] = at_s[i] + overhead_s
+        started_s[i] = at_s[i] + overhead_s[i]
         warm, cold = -1, -1
         for slot in range(free_at_s.size):
             if free_at_s[slot] <= at_s[i]:
@@ -109,12 +134,13 @@ def _invoke(  # type: ignore[no-untyped-def]
                 if free_at_s[slot] == -np.inf:
                     break  # nor were those after it ever used
         slot = warm if warm >= 0 else cold
+        slots[i] = slot
         if slot < 0:
             finished_s[i] = np.inf
             continue
-        start_s = 0.0 if warm >= 0 else cold_start_s
+        start_s = 0.0 if warm >= 0 else cold_start_s[i]
         cold_starts += warm < 0
         finished_s[i] = started_s[i] + start_s + execution_s[i]
         free_at_s[slot] = finished_s[i]
-        alive_until_s[slot] = finished_s[i] + idle_s
+        alive_until_s[slot] = max(alive_until_s[slot], finished_s[i] + idle_s)
     return cold_starts

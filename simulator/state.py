@@ -5,7 +5,8 @@ Simplifications that both share, against the real system:
 - One queue per model, first in, first out, which idle workers take from at once (no polling, no prefetch). Real workers
   receive into queues of their own; SQS spreads messages at random. A worker that is asked for a batch sees the first
   `max(batch limit, its share of the queue)` requests, the share being that of its service rate.
-- All of the transport (API to worker) lies before admission, and takes always the same time.
+- A request is admitted the median transport after its arrival, so that order of arrival is order of admission. What its
+  transport and reply take more or less than that lies in its reply (`Requests.reply_s`).
 - Admission sees the fleet as it is, not as it was at the last heartbeat.
 - A worker's arrival rate is its share of the last counting window's rate.
 - T(b) is the profile's: nothing is refitted, as executions follow the profile.
@@ -37,6 +38,7 @@ class Terms:
     slo: Slo
     transport_s: float
     reply_overhead_s: float
+    """What admission and pacing count on; a request's own is `Requests.reply_s`."""
     spill_latency_s: float
     """p99 of an invocation as the front assumes it."""
     spill_margin_s: float
@@ -54,6 +56,10 @@ class Requests:
     """Standard normal: of the batch that this request is the head of."""
     spill_luck: Floats
     """Standard normal: of its invocation of the spillover function."""
+    reply_s: Floats
+    """From the end of its batch to its answer."""
+    spill_overhead_s: Floats
+    """Of its invocation beyond the computation."""
     state: NDArray[np.int8]
     answer_by_s: Floats
     worker_answer_s: Floats
@@ -67,13 +73,15 @@ class Requests:
     lambda_batch_id: Ints
 
     @classmethod
-    def arriving(cls, arrival_s: Floats, luck: Floats, spill_luck: Floats) -> Requests:
+    def arriving(cls, arrival_s: Floats, luck: Floats, spill_luck: Floats, reply_s: Floats, spill_overhead_s: Floats) -> Requests:
         """Make requests about which nothing is decided."""
         n = arrival_s.size
         return cls(
             arrival_s=arrival_s,
             luck=luck,
             spill_luck=spill_luck,
+            reply_s=reply_s,
+            spill_overhead_s=spill_overhead_s,
             state=np.full(n, COMING, np.int8),
             answer_by_s=np.full(n, math.inf),
             worker_answer_s=np.full(n, math.inf),

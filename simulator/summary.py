@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from markserve.core.batch_limits import BatchLimits
 from markserve.core.cost import LAMBDA_GB_S_PRICES, plumbing_cost_breakdown_usd, spill_cost_per_request_usd
-from markserve.core.profiles import batch_latency_s
-from markserve.core.types import Offering
+from markserve.core.profiles import LatencyEstimate
+from markserve.core.types import CapacityType, Offering
 from markserve.plan_inputs import LAMBDA
 from simulator.assumptions import (
     FRONT_MEMORY_MB,
+    PROVISIONED_DURATION_GB_S_USD,
     REPLY_OVERHEAD_S,
     SQS_CALLS_PER_TEN,
-    TRANSPORT_PRIOR_S,
+    TRANSPORT_S,
     UNITS_PER_ANSWER,
     UNITS_PER_CYCLE,
     UNITS_PER_ENQUEUED,
@@ -48,7 +50,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     latency_s: dict[str, float | None]
     """Of answered requests."""
     cost_usd: dict[str, float]
-    """By tier: instances and lambda; compute is both, total adds plumbing."""
+    """By tier: instances, lambda (use), provisioned (environments that are there), standby_disks; compute is all of
+    these, total adds plumbing."""
     plumbing_units: dict[str, float]
     plumbing_usd: dict[str, float]
     per_million_usd: dict[str, float]
@@ -60,6 +63,11 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """Share of requests that the spillover function answered."""
     launches: int
     interruptions: int
+    """Spot instances that were taken back, with notice or without."""
+    slo_alarms: int
+    """Plans that the SLO monitor asked for."""
+    control_steps: int
+    """All plans."""
     lambda_invocations: int
     lambda_refused: int
     cold_starts: int
@@ -69,6 +77,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     missing_s: float
     """Time without data in the trace; nothing arrives then, and policies are told that it is unknown."""
     wall_s: float
+    search: dict[str, Any] | None = None
+    """How the policy's settings were found, where they were searched for (`sagemaker`)."""
 
 
 class _Worst:
@@ -171,32 +181,52 @@ class Tally:
         return self._minute.finish(), self._hour.finish()
 
 
-def lower_bound_per_request_usd(profile: ProfileFile, offerings: Sequence[Offering], *, rt_max_s: float) -> tuple[float, str]:
+def lower_bound_per_request_usd(
+    profile: ProfileFile, offerings: Sequence[Offering], *, rt_max_s: float, provisioned: bool = False
+) -> tuple[float, str]:
     """Least compute cost of one answered request that any policy can reach here, and which resource reaches it.
 
     Every answer takes one b-th of a batch on an instance, or one invocation. No batch starts whose p98 latency exceeds
-    `RT_max - transport - reply`, so on a type the mean rent of a request is at least `price * min_b E[T(b)] / b` over
-    those b; and one invocation costs its mean billed time and the request. The least of these, times the number of
-    answers, bounds the expected bill from below: it leaves out idling, launches, whole instances and the minimum of 60 s.
+    `RT_max - transport - reply` (the median transport, which every request waits; the reply that pacing counts on), so on a
+    type the mean rent of a request is at least `price * min_b E[T(b)] / b` over those b; and one invocation costs its mean
+    billed time and the request. The least of these, times the number of answers, bounds the expected bill from below: it
+    leaves out idling, launches, whole instances and the minimum of 60 s.
+    Spot offerings come at the lowest price of the whole run, below which none was ever billed. With provisioned
+    concurrency an invocation costs at least its (lower) duration price; that the environments are there is left out.
     """
-    budget_s = rt_max_s - TRANSPORT_PRIOR_S - REPLY_OVERHEAD_S
+    budget_s = rt_max_s - TRANSPORT_S - REPLY_OVERHEAD_S
     costs: dict[str, float] = {}
+    least_prices: dict[tuple[str, CapacityType], float] = {}
     for offering in offerings:
-        measured = profile.profile(offering.instance_type)
-        sizes = [b for b in range(1, profile.max_batch_size + 1) if batch_latency_s(measured, b) <= budget_s + 1e-6]
-        if sizes:
-            whole = BatchLimits(max_batch_size=sizes[-1], max_queue_delay_s=0, service_rate_rps=1, batch_latency_s=1, reason="")
-            kind = make_kind(measured, whole)
-            least_s, best = min((kind.mean_s(b) / b, b) for b in sizes)
-            costs[f"{offering.instance_type} in batches of {best}, always full"] = offering.price_usd_per_hour / 3600 * least_s
+        kind_of = (offering.instance_type, offering.capacity_type)
+        least_prices[kind_of] = min(offering.price_usd_per_hour, least_prices.get(kind_of, math.inf))
+    for (instance_type, capacity_type), price in least_prices.items():
+        least = _least_execution_s(profile, instance_type, budget_s)
+        if least is not None:
+            where = instance_type if capacity_type is CapacityType.ON_DEMAND else f"{instance_type} on spot"
+            costs[f"{where} in batches of {least[1]}, always full"] = price / 3600 * least[0]
     if profile.can_spill:
         alone = BatchLimits(max_batch_size=1, max_queue_delay_s=0, service_rate_rps=1, batch_latency_s=1, reason="")
         mean_s = make_kind(profile.profile(LAMBDA), alone).mean_s(1)
         # Billed milliseconds are rounded up, so unrounded ones bound them.
-        costs["the spillover function"] = spill_cost_per_request_usd(
-            spill_latency_s=math.floor(mean_s * 1000) / 1000, memory_mb=profile.lambda_memory_mb
-        )
+        billed_s, memory_mb = math.floor(mean_s * 1000) / 1000, profile.lambda_memory_mb
+        costs["the spillover function"] = spill_cost_per_request_usd(spill_latency_s=billed_s, memory_mb=memory_mb)
+        if provisioned:
+            request_usd = spill_cost_per_request_usd(spill_latency_s=0.0, memory_mb=memory_mb)
+            costs["provisioned concurrency"] = request_usd + billed_s * memory_mb / 1024 * PROVISIONED_DURATION_GB_S_USD
     if not costs:
         return 0.0, "nothing can answer in time, so zero"
     name = min(costs, key=lambda key: (costs[key], key))
     return costs[name], f"answers x cheapest feasible cost per request: ${costs[name] * 1e6:.4f} per million, on {name}"
+
+
+def _least_execution_s(profile: ProfileFile, instance_type: str, budget_s: float) -> tuple[float, int] | None:
+    """Least mean execution time of one request over the batches that fit, and the batch; None when none fits."""
+    measured = profile.profile(instance_type)
+    estimate = LatencyEstimate(measured)
+    sizes = [b for b in range(1, profile.max_batch_size + 1) if estimate.batch_latency_s(b) <= budget_s + 1e-6]
+    if not sizes:
+        return None
+    whole = BatchLimits(max_batch_size=sizes[-1], max_queue_delay_s=0, service_rate_rps=1, batch_latency_s=1, reason="")
+    kind = make_kind(measured, whole)
+    return min((kind.mean_s(b) / b, b) for b in sizes)

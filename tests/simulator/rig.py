@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from markserve.catalog import load_catalog
 from markserve.core.batching import BatchLimits
 from markserve.core.types import BatchProfile, ProfilePoint, Slo
 from markserve.messages import ProfilePointRecord
+from simulator.market import spot_market
 from simulator.registry import on_demand_offerings
 from simulator.service import Kind, ProfileFile, make_kind
 from simulator.simulation import Scenario
@@ -69,6 +72,13 @@ def write_trace(path: Path, rows: list[tuple[float, float]]) -> Path:
     else:
         path.write_text(text)
     return path
+
+
+def a_spot_scenario(folder: Path, **overrides: Any) -> Scenario:
+    """A scenario with spot at the catalog's typical savings in three zones."""
+    scenario = a_scenario(folder, **overrides)
+    market = spot_market(scenario.profile, load_catalog(), (), scenario.trace, launch_delay_s=scenario.launch_delay_s)
+    return replace(scenario, market=market)
 
 
 def a_scenario(

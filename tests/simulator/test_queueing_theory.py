@@ -44,7 +44,7 @@ def mean_wait_s(*, utilization: float, servers: int, exponential: bool, seed: in
     # Execution is median * exp(sigma * luck): with sigma 1 and the logarithm of an exponential for luck, exponential.
     luck = np.log(rng.exponential(1.0, ARRIVALS)) if exponential else np.zeros(ARRIVALS)
     kind = a_kind(service_s=SERVICE_S, sigma=1.0 if exponential else 0.0)
-    requests = Requests.arriving(arrivals_s, luck, np.zeros(ARRIVALS))
+    requests = Requests.arriving(arrivals_s, luck, *(np.zeros(ARRIVALS) for _ in range(3)))
     workers = Workers.none().replaced(np.empty(0, np.bool_), [(w, 0, 0.0) for w in range(servers)], [kind])
 
     batches = FastEngine([kind], PATIENT).advance(requests, workers, rate_rps=rate_rps, from_s=0.0, until_s=math.inf, first_batch_id=0)

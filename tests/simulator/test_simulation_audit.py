@@ -55,6 +55,7 @@ def test_figures_can_be_recomputed_from_the_files(tmp_path: Path, policy: str) -
         billed_s = float(row["terminated_at_s"]) - float(row["requested_at_s"])
         cost_usd = float(row["price_usd_per_hour"]) / 3600 * max(60, math.ceil(billed_s))
         assert float(row["cost_usd"]) == pytest.approx(cost_usd)
+        assert int(row["billed_s"]) == max(60, math.ceil(billed_s))
         instances_usd += cost_usd
     assert instances_usd == pytest.approx(summary["cost_usd"]["instances"])
 
@@ -81,7 +82,10 @@ def test_every_request_is_finished_in_its_batch_and_batches_are_whole(tmp_path: 
     batch_id, answered_s = requests["batch_id"].to_numpy(), requests["finished_at_s"].to_numpy()
     assert (np.array(requests["tier"].to_pylist()) == tier[batch_id]).all()
     assert (answered_s >= finished_s[batch_id] - 1e-9).all()
-    assert (answered_s - finished_s[batch_id] <= 0.02 + 1e-9).all()
+    reply_s = answered_s - finished_s[batch_id]
+    assert (reply_s[tier[batch_id] == "lambda"] == 0).all()
+    assert np.unique(reply_s[tier[batch_id] == "worker"]).size > 1000  # they vary, request by request
+    assert 0.005 < np.median(reply_s[tier[batch_id] == "worker"]) < 0.02
     assert (np.bincount(batch_id, minlength=ids.size) <= size).all()
     assert (np.diff(requests["arrival_s"].to_numpy()) >= 0).all()
 
@@ -93,7 +97,7 @@ def test_files_have_the_columns_that_are_promised(tmp_path: Path) -> None:
     with (tmp_path / "out/control.csv").open() as file:
         steps = list(csv.DictReader(file))
     assert list(steps[0]) == CONTROL_COLUMNS
-    assert [float(step["t_s"]) for step in steps] == [60.0 * minute for minute in range(8)]
+    assert [float(step["t_s"]) for step in steps if step["trigger"] == "schedule"] == [60.0 * minute for minute in range(8)]
     assert all(step["reason"] for step in steps)
     names = ["batch_id", "tier", "instance_id", "closed_at_s", "started_at_s", "finished_at_s", "size"]
     assert pq.read_schema(tmp_path / "out/batches.parquet").names == names
@@ -116,7 +120,7 @@ def test_drained_instance_starts_no_batch_after_its_drain(tmp_path: Path) -> Non
     replay(tmp_path, "mark", rows=rows)
     batches = pq.read_table(tmp_path / "out/batches.parquet")
 
-    drained = {row["instance_id"]: row for row in instances(tmp_path) if row["end_reason"] != "the simulation ends"}
+    drained = {row["instance_id"]: row for row in instances(tmp_path) if row["end_reason"].startswith("drained")}
     assert drained
     for name, started_s, finished_s in zip(
         *(batches[c].to_pylist() for c in ("instance_id", "started_at_s", "finished_at_s")), strict=True

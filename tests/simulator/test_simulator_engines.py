@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from markserve.core.batching import choose_batch_limits
 from markserve.core.profiles import LatencyEstimate
 from simulator.fast import FastEngine
+from simulator.interruptions import Ordered
 from simulator.reference import ReferenceEngine
 from simulator.registry import policies
 from simulator.service import Kind, make_kind
 from simulator.simulation import simulate
 from simulator.state import SETTLED, Batches, Requests, Terms, Workers
-from tests.simulator.rig import a_profile, a_scenario, terms
+from tests.simulator.rig import a_profile, a_spot_scenario, terms
 
 WINDOW_S = 5.0
 
@@ -84,7 +85,8 @@ def test_fast_engine_equals_the_plain_one(
     rng = np.random.default_rng(seed)
     kinds = profiled_kinds()
     arrivals_s = np.sort(rng.random(rng.poisson(rate_rps * 2 * WINDOW_S))) * 2 * WINDOW_S
-    arrivals = Requests.arriving(arrivals_s, rng.standard_normal(arrivals_s.size), rng.standard_normal(arrivals_s.size))
+    luck = rng.standard_normal((2, arrivals_s.size))
+    arrivals = Requests.arriving(arrivals_s, *luck, reply_s=0.002 + 0.04 * rng.random(arrivals_s.size), spill_overhead_s=luck[0])
     added = [(number, kind, max(0.0, serving_s - 6.0)) for number, (kind, serving_s) in enumerate(fleet)]
     workers = Workers.none().replaced(np.empty(0, np.bool_), added, kinds)
     term = terms(spill_available=spill_available, spill_latency_s=reserve_s)
@@ -96,9 +98,16 @@ def test_fast_engine_equals_the_plain_one(
     assert (fast[0].state == SETTLED).all()
 
 
-@pytest.mark.parametrize("policy", ["mark", "mark-paper", "all-lambda"])
-def test_simulation_is_the_same_with_either_engine(tmp_path: Path, policy: str) -> None:
-    scenario = a_scenario(tmp_path)
+@pytest.mark.parametrize("policy", ["mark", "mark-on-demand", "mark-paper", "all-lambda"])
+@pytest.mark.parametrize("can_spill", [True, False])
+def test_simulation_is_the_same_with_either_engine(tmp_path: Path, policy: str, can_spill: bool) -> None:
+    if policy == "all-lambda" and not can_spill:
+        return
+    profile = a_profile()
+    if not can_spill:
+        profile = msgspec.structs.replace(profile, profiles={name: p for name, p in profile.profiles.items() if name != "lambda"})
+    interrupts = (Ordered(130.0, 0.5), Ordered(301.234, 1.0))
+    scenario = a_spot_scenario(tmp_path, profile=profile, interrupts=interrupts, provisioned=2 if can_spill else 0)
 
     summaries = []
     for engine in (FastEngine, ReferenceEngine):
@@ -107,6 +116,7 @@ def test_simulation_is_the_same_with_either_engine(tmp_path: Path, policy: str) 
         summaries.append(msgspec.structs.replace(summary, wall_s=0.0))
 
     assert summaries[0] == summaries[1]
+    assert (summaries[0].interruptions > 0) == (policy in ("mark", "mark-paper"))
     for name in ("requests.parquet", "batches.parquet"):
         assert pq.read_table(tmp_path / "FastEngine" / name).equals(pq.read_table(tmp_path / "ReferenceEngine" / name))
     for name in ("instances.csv", "control.csv"):

@@ -38,7 +38,7 @@ def late_share_at(rate_rps: float, *, profile: BatchProfile, limits: BatchLimits
     workers = Workers.none().replaced(np.ones(0, np.bool_), [(number, 0, 0.0) for number in range(servers)], [kind])
     rng = np.random.default_rng(7)
     arrivals_s = np.cumsum(rng.exponential(1 / rate_rps, requests))
-    pending = Requests.arriving(arrivals_s, np.zeros(requests), np.zeros(requests))
+    pending = Requests.arriving(arrivals_s, *(np.zeros(requests) for _ in range(4)))
     now_s = 0.0
     while now_s < arrivals_s[-1] + 5.0:
         engine.advance(pending, workers, rate_rps=rate_rps, from_s=now_s, until_s=now_s + 5.0, first_batch_id=0)
