@@ -162,6 +162,8 @@ def exact(case: Case) -> tuple[float, float]:  # noqa: C901 - one linear program
     at_least({j: -c.offering.price_usd_per_hour for j, c in enumerate(offers)}, -room.usd_per_hour)
     share = task.spot.max_share
     at_least({j: c.capacity_rps * (share - c.is_spot) for j, c in enumerate(offers)}, 0.0)
+    if share < 1:  # of what serves: capacity beyond the peak does not count
+        at_least({j: -c.capacity_rps for j, c in enumerate(offers) if c.is_spot}, -share * max(task.demand_rps))
     pool_share = max(0.5, 1 / max(1, task.spot.pools))
     for j, c in enumerate(offers):
         if c.is_spot:  # n_j <= ceil(share of all spot)
@@ -256,15 +258,15 @@ def plan_region(demand: ModelDemand, offerings: list[Offering]) -> CapacityPlan:
     )
 
 
-def report_exactness(cases: int) -> str:
-    """Compare on `cases` seeds, without and with the spot rules."""
+def report_exactness(cases: int, first_seed: int = 0) -> str:
+    """Compare on `cases` seeds from `first_seed`, without and with the spot rules."""
     lines = []
     for spot_rules in (False, True):
-        results = [compare(seed, spot_rules=spot_rules) for seed in range(cases)]
+        results = [compare(seed, spot_rules=spot_rules) for seed in range(first_seed, first_seed + cases)]
         gaps = [r.gap for r in results if r.unserved_more < 1e-3]
         lines.append(
             f"{'spot rules' if spot_rules else 'no spot rules'}: {cases} cases, mean gap {statistics.mean(gaps):.4%}, "
-            f"worst {max(gaps):.2%}, "
+            f"worst {max(gaps):.2%}, {sum(g > 0.05 for g in gaps)} above 5 %, "
             f"{sum(g > 1e-6 for g in gaps)} above zero; "
             f"{cases - len(gaps)} leave more requests unserved than the optimum"
         )
@@ -287,9 +289,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("report", choices=("exactness", "speed"))
     parser.add_argument("--cases", type=int, default=300, help="random cases per family")
+    parser.add_argument("--first-seed", type=int, default=0, help="seed of the first case; judge on seeds nobody tuned on")
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
-    print(report_exactness(arguments.cases) if arguments.report == "exactness" else report_speed(arguments.repeats))  # noqa: T201
+    print(report_exactness(arguments.cases, arguments.first_seed) if arguments.report == "exactness" else report_speed(arguments.repeats))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -630,3 +630,15 @@ def test_alternatives_end_with_a_count_when_there_are_too_many() -> None:
 
     assert (len(recorded), recorded[-1].reason) == (40, "11 more alternatives not recorded")
     assert bounded([many[0], many[0]]) == (many[0],)
+
+
+def test_spot_share_leaves_out_what_stands_idle_unless_all_spot_is_there_already() -> None:
+    rules = SpotRules(max_share=0.5, pools=1)
+    firm = [Candidate(offering=LARGE, capacity_rps=10.0, ready_step=0)] * 4
+    bought_spot = [Candidate(offering=SPOT, capacity_rps=10.0, ready_step=0)] * 4
+    there = [Candidate(offering=SPOT, capacity_rps=10.0, ready_step=0, instance_id=f"i-{n}") for n in range(4)]
+
+    assert rules.refusal([*firm, *bought_spot]) is None
+    assert "of the capacity that serves" in (rules.refusal([*firm, *bought_spot], peak_rps=40.0) or "")
+    assert rules.refusal([*firm, *bought_spot[:2]], peak_rps=40.0) is None
+    assert rules.refusal([*firm, *there], peak_rps=40.0) is None

@@ -109,14 +109,20 @@ class SpotRules:
     pools: int
     """Spot pools that can be bought from now."""
 
-    def refusal(self, chosen: Sequence[Candidate]) -> str | None:
-        """Why `chosen` leans too much on spot; None when it does not."""
+    def refusal(self, chosen: Sequence[Candidate], *, peak_rps: float = math.inf) -> str | None:
+        """Why `chosen` leans too much on spot; None when it does not.
+
+        The share is of the capacity that serves: with a launch of spot, no more than `peak_rps` counts, so that
+        instances which would stand idle allow no more spot. Without one, everything counts: a dip in demand
+        does not replace spot instances that are there.
+        """
         spot = [c for c in chosen if c.is_spot]
         if not spot:
             return None
         spot_rps, total_rps = math.fsum(c.capacity_rps for c in spot), math.fsum(c.capacity_rps for c in chosen)
-        if spot_rps > self.max_share * total_rps + EPSILON_RPS:
-            return f"spot would be {spot_rps / total_rps:.0%} of the capacity, above spot-max-share {self.max_share:.0%}"
+        serving_rps = min(total_rps, peak_rps) if any(c.is_new for c in spot) else total_rps
+        if self.max_share < 1 and spot_rps > self.max_share * serving_rps + EPSILON_RPS:
+            return f"spot would be {spot_rps / serving_rps:.0%} of the capacity that serves, above spot-max-share {self.max_share:.0%}"
         pool_limit = max(1, math.ceil(max(POOL_MAX_SHARE, 1 / max(1, self.pools)) * len(spot) - 1e-9))
         by_pool: dict[str, int] = {}
         for candidate in spot:
@@ -142,15 +148,19 @@ def prune(offers: Sequence[Candidate]) -> tuple[tuple[Candidate, ...], int]:
     order = sorted(offers, key=lambda c: (c.offering.price_usd_per_hour, -c.capacity_rps, c.offering.launch_overhead_s, c.is_spot, c.key))
     for candidate in order:
         overhead_s = candidate.offering.launch_overhead_s
-        dominators = sum(
-            capacity_rps >= candidate.capacity_rps
-            for (is_spot, other_s), capacities in largest.items()
-            if other_s <= overhead_s and (candidate.is_spot or not is_spot)
-            for capacity_rps in capacities
-        )
+        candidate_is_spot, rate_rps, dominators = candidate.is_spot, candidate.capacity_rps, 0
+        for (is_spot, other_s), capacities in largest.items():
+            if other_s <= overhead_s and (candidate_is_spot or not is_spot):
+                # Largest first: the last one that is large enough tells how many are.
+                if capacities[-1] >= rate_rps:
+                    dominators += len(capacities)
+                elif capacities[0] >= rate_rps:
+                    dominators += sum(other >= rate_rps for other in capacities)
+                if dominators >= DOMINATORS_KEPT:
+                    break
         if dominators < DOMINATORS_KEPT:
             kept.append(candidate)
-            capacities = largest.setdefault((candidate.is_spot, overhead_s), [])
+            capacities = largest.setdefault((candidate_is_spot, overhead_s), [])
             capacities.append(candidate.capacity_rps)
             capacities.sort(reverse=True)
             del capacities[DOMINATORS_KEPT:]

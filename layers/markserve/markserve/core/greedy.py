@@ -55,6 +55,12 @@ class Task:
     spot: SpotRules
     min_instances: int = 0
 
+    def spot_refusal(self, chosen: Sequence[Candidate]) -> str | None:
+        """Why `chosen` leans too much on spot; what only `min_instances` or no demand at all calls for counts as serving."""
+        peak_rps = max(self.demand_rps)
+        is_minimum = len(chosen) <= self.min_instances or peak_rps <= EPSILON_RPS
+        return self.spot.refusal(chosen) if is_minimum else self.spot.refusal(chosen, peak_rps=peak_rps)
+
     def left_rps(self, chosen: Iterable[Candidate]) -> list[float]:
         """Demand minus capacity by step; negative where there is slack."""
         left = list(self.demand_rps)
@@ -197,7 +203,7 @@ class Choice:
         candidate, spill = bid.candidate, self.task.spill
         if candidate.is_new and (full := room.refusal(candidate.offering)):
             return full
-        if candidate.is_spot and (leaning := self.task.spot.refusal([*self.chosen, candidate])):
+        if candidate.is_spot and (leaning := self.task.spot_refusal([*self.chosen, candidate])):
             return leaning
         if spill is not None and not self.task.is_worth_it(bid, self.left_rps):
             return (

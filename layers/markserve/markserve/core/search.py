@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, combinations_with_replacement
 
 from markserve.core.capacity import EPSILON_RPS, Candidate, Room, counted
 from markserve.core.greedy import Choice, fill
@@ -20,6 +20,12 @@ MAX_ROUNDS = 50
 """Moves in one plan; each must lower the cost, so this only bounds the time of a very large first plan."""
 SEARCHED_OFFERS = 6
 """Offerings that moves bring in, the cheapest per request: a dear one loses anyway, and moves grow with their number."""
+PAIRED_OFFERS = 3
+"""Spot offerings, and on-demand ones to go with each, that paired moves bring in."""
+PAIRED_FLEET = 12
+"""Planned launches up to which pairs are tried: in a larger fleet one instance on demand hardly moves the share."""
+PAIRED_MOST = 4
+"""Spot instances that one paired move brings in at most; more come with further moves."""
 LEAST_SAVING_USD = 1e-9
 """A smaller saving is rounding."""
 
@@ -65,7 +71,7 @@ def _keep_minimum(choice: Choice, room: Room, notes: PlanNotes) -> Room:
     while len(choice.chosen) < choice.task.min_instances:
         kept = choice.kept_ids
         idle = [c for c in choice.existing if c.instance_id not in kept]
-        allowed = [c for c in idle if choice.task.spot.refusal([*choice.chosen, c]) is None] + allowed_offers(choice, room)
+        allowed = [c for c in idle if choice.task.spot_refusal([*choice.chosen, c]) is None] + allowed_offers(choice, room)
         allowed = allowed or idle  # too much spot is better than too little of anything
         if not allowed:
             break
@@ -83,7 +89,7 @@ def _keep_minimum(choice: Choice, room: Room, notes: PlanNotes) -> Room:
 
 def allowed_offers(choice: Choice, room: Room) -> list[Candidate]:
     """Offers of which one more keeps the ceilings and the spot rules."""
-    return [c for c in choice.offers if room.refusal(c.offering) is None and choice.task.spot.refusal([*choice.chosen, c]) is None]
+    return [c for c in choice.offers if room.refusal(c.offering) is None and choice.task.spot_refusal([*choice.chosen, c]) is None]
 
 
 def improve(choice: Choice, room: Room) -> tuple[Room, list[str]]:
@@ -102,25 +108,45 @@ def improve(choice: Choice, room: Room) -> tuple[Room, list[str]]:
     """
     moves: list[str] = []
     for _ in range(MAX_ROUNDS):
-        unserved, cost_usd = choice.task.score(choice.chosen)
-        best: tuple[tuple[float, float], str, Move] | None = None
-        for move in _moves(choice):
-            if not _is_allowed(choice, move, room):
-                continue
-            after = _apply(choice.chosen, move)
-            if choice.task.spot.refusal(after) is not None:
-                continue
-            score = choice.task.score(after)
-            if score < (unserved, cost_usd - LEAST_SAVING_USD) and (best is None or (score, move.text) < best[:2]):
-                best = (score, move.text, move)
-        if best is None:
+        now = choice.task.score(choice.chosen)
+        found = _best(choice, room, _moves(choice), now) or _best(choice, room, _pairs(choice, room), now)
+        if found is None:
             break
-        score, text, move = best
+        score, move = found
         choice.set_chosen(_apply(choice.chosen, move))
         room = room.after((c.offering for c in move.added), given_back=(c.offering for c in move.removed if c.is_new))
-        gain = f"serves {unserved - score[0]:.0f} more requests" if score[0] < unserved else f"saves ${cost_usd - score[1]:.4f}"
-        moves.append(f"{text} {gain} over the horizon")
+        gain = f"serves {now[0] - score[0]:.0f} more requests" if score[0] < now[0] else f"saves ${now[1] - score[1]:.4f}"
+        moves.append(f"{move.text} {gain} over the horizon")
     return room, moves
+
+
+def _best(choice: Choice, room: Room, moves: Iterator[Move], now: tuple[float, float]) -> tuple[tuple[float, float], Move] | None:
+    """Find the feasible move with the best score, if any is better than `now`.
+
+    Moves that cannot win are not scored. Where nothing is unserved, one wins only by its cost, and that is at least the
+    launches it leaves plus every request at the least cost per request among what it may leave chosen and spilling.
+    """
+    task = choice.task
+    launch_usd = math.fsum(c.launch_cost_usd for c in choice.chosen)
+    requests = math.fsum(task.demand_rps) * task.step_s
+    floor_usd = min([c.usd_per_request for c in choice.chosen] + ([task.spill.usd_per_request] if task.spill else []), default=math.inf)
+    limit_usd = now[1] - LEAST_SAVING_USD if now[0] == 0 else math.inf
+    best: tuple[tuple[float, float], str, Move] | None = None
+    for move in moves:
+        each_usd = min([floor_usd, *(c.usd_per_request for c in move.added)])
+        changed_usd = sum(c.launch_cost_usd for c in move.added) - sum(c.launch_cost_usd for c in move.removed)
+        if launch_usd + changed_usd + (requests * each_usd if requests else 0.0) > limit_usd + LEAST_SAVING_USD:
+            continue
+        if not _is_allowed(choice, move, room):
+            continue
+        after = _apply(choice.chosen, move)
+        if task.spot_refusal(after) is not None:
+            continue
+        score = task.score(after)
+        if score < (now[0], now[1] - LEAST_SAVING_USD) and (best is None or (score, move.text) < best[:2]):
+            best = (score, move.text, move)
+            limit_usd = score[1] if score[0] == 0 else limit_usd
+    return None if best is None else (best[0], best[2])
 
 
 def _moves(choice: Choice) -> Iterator[Move]:
@@ -140,6 +166,38 @@ def _moves(choice: Choice) -> Iterator[Move]:
             if offer.key not in (one.key, other.key):
                 yield Move(removed=(one, other), added=(offer,))
                 yield Move(removed=(one, other), added=(offer, offer))
+
+
+def _pairs(choice: Choice, room: Room) -> Iterator[Move]:
+    """Bring in spot with as much on demand as its share asks for, in place of nothing, one offering, or every launch.
+
+    Neither half pays alone: spot is refused without on demand, and on demand is dearer than what it replaces.
+    """
+    share, planned = choice.task.spot.max_share, list(counted(choice.launches).values())
+    if not 0 < share < 1 or len(choice.launches) > PAIRED_FLEET:
+        return
+    ranked = sorted(choice.offers, key=lambda c: (c.usd_per_request, c.key))
+    spot = [c for c in ranked if c.is_spot][:PAIRED_OFFERS]
+    firm = [c for c in ranked if not c.is_spot]
+    by_launch = sorted(firm, key=lambda c: (c.launch_cost_usd, c.key))
+    firm = list(dict.fromkeys([*firm[: PAIRED_OFFERS - 1], *by_launch[:1]]))
+    given_up: list[tuple[Candidate, ...]] = [(), *((one,) * number for one, number in planned)]
+    if len(planned) > 1:
+        given_up.append(tuple(choice.launches))
+    for removed in given_up:
+        stays = _apply(choice.chosen, Move(removed=removed, added=()))
+        spot_rps = math.fsum(c.capacity_rps for c in stays if c.is_spot)
+        firm_rps = math.fsum(c.capacity_rps for c in stays if not c.is_spot)
+        for one, other in combinations_with_replacement(spot, 2):
+            for number in range(1, PAIRED_MOST + 1):
+                bought = (one,) * number if one is other else (one, other) * number
+                lacking_rps = (spot_rps + math.fsum(c.capacity_rps for c in bought)) * (1 - share) / share - firm_rps
+                for partner in firm:
+                    if lacking_rps > (room.instances + len(removed)) * partner.capacity_rps:
+                        continue  # more than the ceiling allows, if not more than memory
+                    fewest = max(0, math.ceil((lacking_rps - EPSILON_RPS) / partner.capacity_rps))
+                    if fewest or partner is firm[0]:  # without a partner, each would be the same move
+                        yield Move(removed=removed, added=(*bought, *(partner,) * fewest))
 
 
 def _swaps(one: Candidate, removed: int, offers: Sequence[Candidate]) -> Iterator[Move]:
@@ -165,7 +223,8 @@ def _is_allowed(choice: Choice, move: Move, room: Room) -> bool:
         return True
     saves_rent = sum(c.usd_per_s for c in move.added) < sum(c.usd_per_s for c in move.removed)
     first_ready = min(c.ready_step for c in move.added)
-    if not saves_rent and max(choice.left_rps[first_ready:], default=0.0) <= EPSILON_RPS:
+    pairs = any(c.is_spot for c in move.added) and not all(c.is_spot for c in move.added)
+    if not saves_rent and not pairs and max(choice.left_rps[first_ready:], default=0.0) <= EPSILON_RPS:
         return False  # where nothing is unmet, hardly anything but a lower rent makes it cheaper
     left_room = room.after((c.offering for c in move.added), given_back=(c.offering for c in move.removed if c.is_new))
     # A ceiling may have been lowered below what runs already; a move must only not make that worse.
