@@ -19,6 +19,11 @@ from markserve.core.types import BatchProfile, CapacityType, Forecast, Instance,
 from markserve.errors import InfeasibleSlo
 
 
+UNPROTECTED_SPOT_SHARE = 0.7
+"""Largest share of capacity on spot where Lambda cannot take in time what an interruption leaves: half of the spot fleet may go
+at once (`capacity.POOL_MAX_SHARE`), and two thirds of the capacity keep most requests in time until replacements serve."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelDemand:
     """What one model asks of the fleet."""
@@ -222,7 +227,7 @@ def prepare(
             step_s=path.horizon.step_s,
             lead_step=min(last, max((c.ready_step for c in offers), default=last)),
             spill=demand.spill,
-            spot=SpotRules(max_share=demand.tunables.spot_max_share, pools=sum(o.capacity_type is CapacityType.SPOT for o in usable)),
+            spot=SpotRules(max_share=_spot_max_share(demand), pools=sum(o.capacity_type is CapacityType.SPOT for o in usable)),
             min_instances=demand.tunables.min_instances,
         ),
         existing=existing,
@@ -265,6 +270,11 @@ def _usable(
 def _capacity_rps(offering: Offering, capacities: Mapping[str, float]) -> float:
     lost_share = min(0.5, offering.interruption_rate_per_hour * offering.launch_overhead_s / 3600)
     return capacities[offering.instance_type] * (1 - lost_share)
+
+
+def _spot_max_share(demand: ModelDemand) -> float:
+    share = demand.tunables.spot_max_share
+    return share if demand.spill else min(share, UNPROTECTED_SPOT_SHARE)
 
 
 def _usd_per_request(offering: Offering, capacities: Mapping[str, float], rate_rps: float) -> float:

@@ -34,7 +34,9 @@ class Tunables:
     max_instances: int = _tunable(4, low=0, high=1000, doc="Ceiling on instances that cost money, all models together.")
     max_hourly_cost_usd: float = _tunable(2.0, low=0.0, high=10_000.0, doc="Ceiling on the fleet's price per hour, all models together.")
     spot_enabled: bool = _tunable(True, doc="Whether spot offerings may be bought.")
-    spot_max_share: float = _tunable(0.7, low=0.0, high=1.0, doc="Largest share of planned capacity on spot.")
+    spot_max_share: float = _tunable(
+        1.0, low=0.0, high=1.0, doc="Largest share of capacity on spot; at most 0.7 where an interruption could not spill in time."
+    )
     scale_in_cycles: int = _tunable(2, low=1, high=60, doc="Consecutive plans that must not want an instance before it drains.")
     min_instances: int = _tunable(0, low=0, high=100, doc="Instances kept per model even when idle.")
     warm_environments_max: int = _tunable(10, low=0, high=1000, doc="Most spillover environments kept warm per model.")
