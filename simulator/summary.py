@@ -39,6 +39,11 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """One policy's figures; money in US dollars."""
 
     policy: str
+    rt_max_s: float
+    sl_min: float
+    """The objective: this share of requests within `rt_max_s`."""
+    capacity_rps: dict[str, float]
+    """By instance type: what the policy counts on an instance to answer in time."""
     requests: int
     answered: int
     slo_attainment: float
