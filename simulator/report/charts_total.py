@@ -46,7 +46,9 @@ def latency_cdf(
     ticks = [share for share in SHARES if share not in (0.98, 0.99)] + [sl_min]
     axis.yaxis.set_major_locator(FixedLocator([float(_stretched(np.array([share]))[0]) for share in sorted(ticks)]))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * (1 - 10**-value):.6g} %"))
-    _latency_axis(axis, [1000 * latency_s for latency_s, _ in curves.values() if latency_s.size], [1000 * limit for limit in rt_max_s])
+    _latency_axis(
+        axis, [1000 * latency_s for latency_s, _ in curves.values() if latency_s.size], [1000 * limit for limit in rt_max_s], layout
+    )
     for limit_s in sorted(set(rt_max_s)):
         axis.axvline(1000 * limit_s, color=LIMIT, linewidth=1.0, linestyle=(0, (4, 2)))
         axis.annotate(
@@ -93,14 +95,16 @@ def _named(figure: Figure, axis: Axes, curves: Mapping[str, object], colours: Ma
     )
 
 
-def _latency_axis(axis: Axes, values_ms: Sequence[Floats], limits_ms: Sequence[float]) -> None:
-    """From the fastest 1 in 10,000 to the slowest, or a little beyond the objective."""
+def _latency_axis(axis: Axes, values_ms: Sequence[Floats], limits_ms: Sequence[float], layout: Layout) -> None:
+    """From the fastest to the slowest, or a little beyond the objective."""
     low = min([float(values[0]) for values in values_ms] + list(limits_ms))
     high = max([float(values[-1]) for values in values_ms] + list(limits_ms))
     axis.set_xscale("log")
     axis.set_xlim(low * 0.9, high * 1.25)
     marks = [m * 10.0**e for e in range(-1, 7) for m in (1, 2, 3, 5) if low * 0.9 <= m * 10.0**e <= high * 1.25]
-    axis.xaxis.set_major_locator(FixedLocator(marks if len(marks) < 9 else [m for m in marks if f"{m:g}"[0] in "15"]))
+    axis.xaxis.set_major_locator(
+        FixedLocator(marks if len(marks) < (9 if layout is WIDE else 6) else [m for m in marks if f"{m:g}"[0] in "15"])
+    )
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
 

@@ -144,13 +144,17 @@ def notable_steps(run: PolicyRun) -> list[tuple[str, ControlStep]]:
     order = np.argsort(-np.abs(change), kind="stable")[:STEPS_SHOWN]
     for index in order:
         if change[index]:
-            chosen.setdefault(int(index) + 1, f"{change[index]:+d} instance{'' if abs(change[index]) == 1 else 's'}")
+            chosen.setdefault(int(index) + 1, f"{_signed(int(change[index]))} instance{'' if abs(change[index]) == 1 else 's'}")
     worst = worst_minute(run)
     if worst is not None:
         before = [index for index, step in enumerate(steps) if step.at_s <= worst * MINUTE_S]
         chosen.setdefault(before[-1] if before else 0, "in force in the worst minute")
     chosen.setdefault(len(steps) - 1, "last")
     return [(why, steps[index]) for index, why in sorted(chosen.items())]
+
+
+def _signed(change: int) -> str:
+    return f"{'+' if change > 0 else '−'}{abs(change)}"
 
 
 def worst_minute(run: PolicyRun) -> int | None:

@@ -23,6 +23,7 @@ table{border-collapse:collapse;width:100%;font-size:.9rem}
 th,td{padding:5px 12px;text-align:left;border-bottom:1px solid var(--grid);vertical-align:top}
 thead th{border-bottom:2px solid var(--muted);vertical-align:bottom}
 .figures td,.figures thead th:not(:first-child),td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.rented td{white-space:nowrap}
 tbody th{font-weight:400;color:var(--muted);white-space:nowrap}
 .figures th:first-child{position:sticky;left:0;background:var(--paper);padding-left:0}
 .figures tr.part th,.figures tr.part td{border-top:2px solid var(--grid)}
@@ -39,7 +40,10 @@ td.why{min-width:17rem;overflow-wrap:anywhere}
 .why p{margin:0 0 4px;max-width:none}
 footer{margin-top:48px;border-top:1px solid var(--grid);padding-top:12px}
 @media (max-width:700px){main{padding:18px 16px 40px}.wide{display:none}.narrow{display:block}h1{font-size:1.3rem}
-th,td{padding:5px 8px}}
+th,td{padding:5px 8px}
+.steps,.steps tbody{display:block}.steps thead{display:none}
+.steps tr{display:flex;flex-wrap:wrap;gap:2px 14px;padding:8px 0;border-bottom:1px solid var(--grid)}
+.steps td{border:0;padding:0}.steps td:first-child{font-weight:600}.steps td.why{flex-basis:100%;min-width:0}}
 @media print{details{break-inside:avoid}figure{break-inside:avoid}}
 """
 
@@ -126,9 +130,7 @@ def _table(runs: Sequence[PolicyRun], colours: dict[str, str]) -> str:
 
 
 def _table_note(runs: Sequence[PolicyRun]) -> str:
-    note = (
-        "Compute is instances and Lambda; all-in adds plumbing. Red: below SL_min. Latencies are of answered requests. Shares round down."
-    )
+    note = "Compute: instances and Lambda; all-in adds plumbing. Red: below SL_min. Latencies are of answered requests. Shares round down."
     unrecorded = [run.label for run in runs if run.requests is None]
     if unrecorded:
         note += f" Not in the charts of latency and attainment, as requests were not recorded: {', '.join(unrecorded)}."
@@ -158,7 +160,7 @@ def _rented(runs: Sequence[PolicyRun], colours: dict[str, str]) -> str:
     if not rows:
         return '<p class="note">No instance.</p>'
     return (
-        '<div class="scroll"><table><thead><tr><th>policy</th><th>type</th><th>capacity</th><th class="n">instances</th>'
+        '<div class="scroll"><table class="rented"><thead><tr><th>policy</th><th>type</th><th>capacity</th><th class="n">instances</th>'
         '<th class="n">hours</th><th class="n">$</th><th class="n">interrupted</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
@@ -168,7 +170,7 @@ def _decisions(run: PolicyRun, colour: str, *, is_open: bool) -> str:
     rows = "".join(_step(why, step) for why, step in figures.notable_steps(run))
     return (
         f"<details{' open' if is_open else ''}><summary>{_key(colour)}{escape(run.label)}</summary>"
-        '<div class="scroll"><table><thead><tr><th class="n">at</th><th>shown as</th><th class="n">demand, rps</th>'
+        '<div class="scroll"><table class="steps"><thead><tr><th class="n">at</th><th>shown as</th><th class="n">demand</th>'
         f"<th>fleet</th><th>reason</th></tr></thead><tbody>{rows}</tbody></table></div></details>"
     )
 
@@ -178,8 +180,8 @@ def _step(why: str, step: ControlStep) -> str:
     minutes = round(step.at_s / 60)
     at = f"{minutes // 60}:{minutes % 60:02d} h"
     return (
-        f'<tr><td class="n">{at}</td><td>{escape(why)}</td><td class="n">{step.demand_rps:,.1f}</td><td>{escape(step.fleet or "none")}</td>'
-        f'<td class="why">{reason}</td></tr>'
+        f'<tr><td class="n">{at}</td><td>{escape(why)}</td><td class="n">{step.demand_rps:,.1f} rps</td>'
+        f'<td>{escape(step.fleet or "none")}</td><td class="why">{reason}</td></tr>'
     )
 
 
