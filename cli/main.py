@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import control, models, requests, simulate, system
+from cli import control, models, report, requests, simulate, system
 
 app = typer.Typer(
     name="markserve",
@@ -21,7 +21,7 @@ for name, command, example in (
     ("down", system.down, "markserve down"),
     ("status", system.status, "markserve status --json"),
     ("demo", system.demo, "markserve demo --rate 8 --seconds 120"),
-    ("report", system.report, "markserve report --json"),
+    ("report", report.report, "markserve report    |    markserve report runs/day --out day.html"),
     ("infer", requests.infer, "markserve infer digits image.npy    |    echo '[[[[0, ...]]]]' | markserve infer digits -"),
     ("load", requests.load, "markserve load digits --rate 10 --seconds 30    |    markserve load digits --trace day.csv.gz --scale 0.1"),
     ("profile", models.profile, "markserve profile digits --instance-type c5.large"),

@@ -1,18 +1,16 @@
-"""`markserve up|down|status|demo|report`: the local system."""
+"""`markserve up|down|status|demo`: the local system."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
-from cli.console import BAD_USAGE, FAILED, Problem, emit_json, emit_table, err, explained, out
+from cli.console import FAILED, Problem, emit_json, emit_table, err, explained, out
 from cli.target import connect_to_stack, running_system
-from local.supervisor import SystemState, UpOptions, log_path, read_state, start_supervisor, state_dir, stop_supervisor, work_dir
+from local.supervisor import SystemState, UpOptions, log_path, read_state, start_supervisor, stop_supervisor, work_dir
 
 START_TIMEOUT_S = 300.0
 POLL_S = 0.2
@@ -182,25 +180,3 @@ def demo(
         out.print(f"written: {settings.work_dir}/report.json, requests.csv, instances.csv", highlight=False, soft_wrap=True)
     if result.shortfalls:
         raise typer.Exit(FAILED)
-
-
-@explained()
-def report(
-    path: Annotated[Path | None, typer.Argument(help="A report.json; default: the last demo's.")] = None,
-    json: Json = False,
-) -> None:
-    """Print the report of the last demo again."""
-    from local.report import read_report
-    from local.report_text import print_report
-
-    path = path or state_dir() / "demo" / "report.json"
-    if not path.is_file():
-        raise Problem(f"there is no report at {path}", next_step="make one with `markserve demo`")
-    try:
-        found = read_report(path)
-    except msgspec.MsgspecError as error:
-        raise Problem(f"{path} is not a report: {error}", next_step="make one with `markserve demo`", code=BAD_USAGE) from error
-    if json:
-        emit_json(found)
-    else:
-        print_report(found, out)

@@ -363,6 +363,9 @@ class Run:
         minute, hour = tally.worst()
         return Summary(
             policy=self._policy.name,
+            rt_max_s=scenario.slo.latency_s,
+            sl_min=scenario.slo.percentile,
+            capacity_rps={name: limits.service_rate_rps for name, limits in sorted(self._policy.limits().items())},
             requests=tally.requests,
             answered=tally.answered,
             slo_attainment=tally.met / max(1, tally.requests),

@@ -41,6 +41,11 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """One policy's figures; money in US dollars."""
 
     policy: str
+    rt_max_s: float
+    sl_min: float
+    """The objective: this share of requests within `rt_max_s`."""
+    capacity_rps: dict[str, float]
+    """By instance type: nominal rate at its batch limit, of which random arrivals leave some unused."""
     requests: int
     answered: int
     slo_attainment: float

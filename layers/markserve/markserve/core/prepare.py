@@ -18,7 +18,6 @@ from markserve.core.tunables import Tunables
 from markserve.core.types import BatchProfile, CapacityType, Forecast, Instance, InstanceState, Offering
 from markserve.errors import InfeasibleSlo
 
-
 UNPROTECTED_SPOT_SHARE = 0.7
 """Largest share of capacity on spot where Lambda cannot take in time what an interruption leaves: half of the spot fleet may go
 at once (`capacity.POOL_MAX_SHARE`), and two thirds of the capacity keep most requests in time until replacements serve."""
