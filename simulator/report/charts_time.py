@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from simulator.report import style
 from simulator.report.style import INK, LIMIT, LOAD, MUTED, WIDE, Layout, chart, new_figure, thinned, time_axis
@@ -19,6 +19,8 @@ from simulator.service import Floats
 
 Series = tuple[Floats, Floats]
 """Times in seconds from the start, and values."""
+DEEPEST = 5.0
+"""Attainment is drawn down to so many times the share that may be missed, so that one collapse does not flatten the rest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,14 +40,15 @@ def load_and_capacity(
 ) -> Figure:
     """Draw load, forecast, the demand that was bought for, and the capacity that serves."""
     colours = colours or style.colours(list(panels))
+    points = layout.points_of(len(panels))
     figure, axes = new_figure(layout, rows=len(panels), row_in=1.45)
     unit_s, _ = time_axis(axes, until_s, from_s=from_s, layout=layout)
     top = 0.0
     for axis, (label, panel) in zip(axes, panels.items(), strict=True):
-        at_s, load = thinned(*panel.load, layout.points)
+        at_s, load = thinned(*panel.load, points)
         axis.fill_between(at_s / unit_s, load, step="post", color=LOAD, linewidth=0)
-        _band(axis, panel.forecast_low, panel.forecast_high, unit_s, layout, colours[label])
-        at_s, demand = thinned(*panel.demand, layout.points)
+        _band(axis, panel.forecast_low, panel.forecast_high, unit_s, points, colours[label])
+        at_s, demand = thinned(*panel.demand, points)
         axis.plot(at_s / unit_s, demand, color=INK, linewidth=0.8, linestyle=(0, (1.2, 1.0)))
         at_s, capacity = _steps(*panel.capacity)
         axis.plot(at_s / unit_s, capacity, color=colours[label], drawstyle="steps-post", linewidth=1.6)
@@ -67,12 +70,12 @@ def load_and_capacity(
     return figure
 
 
-def _band(axis: Axes, low: Series, high: Series, unit_s: float, layout: Layout, colour: str) -> None:
-    at_s, least = thinned(*low, layout.points)
+def _band(axis: Axes, low: Series, high: Series, unit_s: float, points: int, colour: str) -> None:
+    at_s, least = thinned(*low, points)
     if not at_s.size:
         return
     if high[0].size:  # some policies forecast one figure, not a distribution
-        most = np.interp(at_s, *thinned(*high, layout.points))
+        most = np.interp(at_s, *thinned(*high, points))
         axis.fill_between(at_s / unit_s, least, np.maximum(least, most), color=colour, alpha=0.3, linewidth=0)
     axis.plot(at_s / unit_s, least, color=colour, alpha=0.45, linewidth=0.7)
 
@@ -97,15 +100,17 @@ def attainment_over_time(
     layout: Layout = WIDE,
     colours: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Draw the share answered in time, as what is missing from 100 %; the worst minute is named."""
+    """Draw the share answered in time, as what is missing from 100 %; the worst minute is named, and cut off where it is far below."""
     colours = colours or style.colours(list(strips))
+    points = layout.points_of(len(strips))
     figure, axes = new_figure(layout, rows=len(strips), row_in=0.95)
     unit_s, unit = time_axis(axes, until_s, from_s=from_s, layout=layout)
     worst = min((float(np.nanmin(values)) for _, values in strips.values() if np.isfinite(values).any()), default=1.0)
-    floor = max(0.0, min(worst, sl_min) - 0.25 * (1 - min(worst, sl_min)))
+    least = max(min(worst, sl_min), 1 - DEEPEST * (1 - sl_min))
+    floor = max(0.0, least - 0.25 * (1 - least))
     for axis, (label, (times_s, values)) in zip(axes, strips.items(), strict=True):
-        at_s, least = thinned(times_s, values, layout.points, highest=False)
-        axis.fill_between(at_s / unit_s, 100.0, 100 * least, step="post", color=colours[label], linewidth=0.6)
+        at_s, lows = thinned(times_s, values, points, highest=False)
+        axis.fill_between(at_s / unit_s, 100.0, 100 * lows, step="post", color=colours[label], linewidth=0.6)
         axis.axhline(100 * sl_min, color=LIMIT, linewidth=0.9, linestyle=(0, (4, 2)))
         _events(axis, events_s, unit_s)
         axis.set_title(label, color=colours[label])
@@ -124,10 +129,10 @@ def attainment_over_time(
         f"SL_min {100 * sl_min:g} %",
         (1.0, 100 * sl_min),
         xycoords=("axes fraction", "data"),
-        xytext=(-2, 2),
+        xytext=(-2, -2),
         textcoords="offset points",
         ha="right",
-        va="bottom",
+        va="top",
         color=LIMIT,
     )
     return figure
@@ -146,12 +151,13 @@ def latency_over_time(
 ) -> Figure:
     """Draw latency quantiles, e.g. `{"p50": ..., "p98": ...}`, of each run; `events_s` are marked, such as a surge."""
     colours = colours or style.colours(list(strips))
+    points = layout.points_of(len(strips))
     figure, axes = new_figure(layout, rows=len(strips), row_in=1.1)
     unit_s, _ = time_axis(axes, until_s, from_s=from_s, layout=layout)
     top_s = rt_max_s
     for axis, (label, quantiles) in zip(axes, strips.items(), strict=True):
         for rank, (times_s, values) in enumerate(reversed(list(quantiles.values()))):
-            at_s, most = thinned(times_s, values, layout.points)
+            at_s, most = thinned(times_s, values, points)
             axis.plot(
                 at_s / unit_s, 1000 * most, color=colours[label], alpha=1.0 if rank == 0 else 0.5, linewidth=1.1 if rank == 0 else 0.9
             )
@@ -167,6 +173,7 @@ def latency_over_time(
     axes[len(axes) // 2].set_ylabel("latency, ms")
     if top_s > 5 * rt_max_s:
         axes[0].set_yscale("log")
+        axes[0].yaxis.set_minor_locator(NullLocator())
         axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     else:
         axes[0].set_ylim(0, 1000 * top_s * 1.08)
@@ -186,15 +193,17 @@ def cost_over_time(
 ) -> Figure:
     """Draw money per hour, stacked by tier; the tiers named in `apart` have one panel for all runs, on a scale of its own."""
     colours = colours or style.colours(list(panels))
+    points = layout.points_of(len(panels))
     figure, axes = new_figure(layout, rows=len(panels) + len(apart), row_in=1.15, share_y=False)
     unit_s, _ = time_axis(axes, until_s, layout=layout)
     stacked = [tier for tier in tier_colours if tier not in apart and any(p[tier][1].any() for p in panels.values())]
     top = 0.0
     for axis, (label, panel) in zip(axes, panels.items(), strict=False):
-        rates = [_mean_of(panel[tier], layout.points) for tier in stacked]
+        paid = [tier for tier in stacked if panel[tier][1].any()]
+        rates = [_mean_of(panel[tier], points) for tier in paid]
         heights = np.array([values for _, values in rates])
         if rates:
-            axis.stackplot(rates[0][0] / unit_s, heights, step="post", colors=[tier_colours[tier] for tier in stacked], linewidth=0)
+            axis.stackplot(rates[0][0] / unit_s, heights, step="post", colors=[tier_colours[tier] for tier in paid], linewidth=0)
             top = max(top, float(heights.sum(axis=0).max()))
         spent = sum(math.fsum(panel[tier][1]) for tier in stacked) * _bin_s(panel) / 3600
         axis.set_title(label, color=colours[label])
@@ -203,7 +212,7 @@ def cost_over_time(
         axis.set_ylim(0, top * 1.08 or 1.0)
     for axis, tier in zip(axes[len(panels) :], apart, strict=True):
         for label, panel in panels.items():
-            at_s, values = _mean_of(panel[tier], layout.points)
+            at_s, values = _mean_of(panel[tier], points)
             axis.plot(at_s / unit_s, values, color=colours[label], linewidth=1.0)
         axis.set_title(f"{tier}, every policy", color=INK)
         axis.set_ylim(bottom=0)

@@ -83,8 +83,7 @@ def _costs(runs: Sequence[PolicyRun], colours: Mapping[str, str], until_s: float
         Chart(
             name="cost",
             title="Cost of the whole run",
-            note="Plumbing is what every policy pays around computation: API calls, queues, tables, the front. "
-            f"Lower bound, of compute: {runs[0].summary.lower_bound}.",
+            note=f"Plumbing is what is paid around computation: API calls, queues, tables, the front. {_bounds(runs)}",
             draw=lambda layout: charts_total.cost_bars(bars, tier_colours=TIER_COLOURS, bounds=bounds, layout=layout),
         ),
         Chart(
@@ -96,6 +95,16 @@ def _costs(runs: Sequence[PolicyRun], colours: Mapping[str, str], until_s: float
             ),
         ),
     ]
+
+
+def _bounds(runs: Sequence[PolicyRun]) -> str:
+    """Say which lower bound of compute each run is held against."""
+    said: dict[str, list[str]] = {}
+    for run in runs:
+        said.setdefault(run.summary.lower_bound, []).append(run.label)
+    if len(said) == 1:
+        return f"Lower bound of compute: {next(iter(said))}."
+    return " ".join(f"Lower bound of compute for {', '.join(labels)}: {bound}." for bound, labels in said.items())
 
 
 def _service(runs: Sequence[PolicyRun], colours: Mapping[str, str], until_s: float) -> list[Chart]:
@@ -121,7 +130,7 @@ def _service(runs: Sequence[PolicyRun], colours: Mapping[str, str], until_s: flo
             name="attainment",
             title="Attainment per minute",
             note="What hangs from 100 % is the share of a minute's requests that were late or never answered; minutes of fewer than "
-            "100 requests are left out.",
+            "100 requests are left out. What misses by far more than SL_min allows is cut off; its worst minute is named.",
             draw=lambda layout: charts_time.attainment_over_time(minutes, sl_min=sl_min, until_s=until_s, layout=layout, colours=colours),
         ),
         Chart(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import msgspec
 import numpy as np
 
 from markserve.errors import InvalidRequest
+from simulator.assumptions import STEP_S
 from simulator.report.requests import BatchFigures, RequestFigures, read_batches, read_requests, time_step_s
 from simulator.service import Floats
 from simulator.summary import Summary
@@ -79,11 +81,14 @@ class PolicyRun:
 
     @cached_property
     def lead_s(self) -> float:
-        """Median time from a launch to the first answer: how far ahead a decision looks. 0 if nothing was launched under way."""
+        """How far ahead decisions look: the median time from a launch to the first answer, in whole control steps.
+
+        0 if nothing was launched under way.
+        """
         leads = [
             i.serving_at_s - i.requested_at_s for i in self.instances if i.serving_at_s is not None and i.serving_at_s > i.requested_at_s
         ]
-        return float(np.median(leads)) if leads else 0.0
+        return STEP_S * math.ceil(float(np.median(leads)) / STEP_S) if leads else 0.0
 
 
 def find_runs(folders: Sequence[Path]) -> list[tuple[str, Path]]:

@@ -7,13 +7,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from simulator.report.reading import PolicyRun
+from simulator.report.reading import InstanceRow, PolicyRun
 from simulator.service import Floats
 
 HOUR_S = 3600.0
 ON_DEMAND, SPOT, LAMBDA, PLUMBING = "on demand", "spot", "Lambda", "plumbing"
 TIERS = (ON_DEMAND, SPOT, LAMBDA, PLUMBING)
-INSTANCE_TIERS = {"on_demand": ON_DEMAND, "spot": SPOT}
 
 
 def capacity_rps(run: PolicyRun) -> Floats | None:
@@ -30,12 +29,6 @@ def capacity_rps(run: PolicyRun) -> Floats | None:
     return np.diff(capacity) / run.bin_s
 
 
-def serving_instances(run: PolicyRun) -> Floats:
-    """Mean number of instances that are paid for, by bin."""
-    paid = sum((_elapsed_s(run.edges_s, i.requested_at_s, i.terminated_at_s) for i in run.instances), np.zeros(run.edges_s.size))
-    return np.diff(paid) / run.bin_s
-
-
 def usd_per_hour(run: PolicyRun) -> dict[str, Floats]:
     """Money by tier and bin, as a rate.
 
@@ -44,9 +37,7 @@ def usd_per_hour(run: PolicyRun) -> dict[str, Floats]:
     rates = {tier: np.zeros(run.edges_s.size) for tier in (ON_DEMAND, SPOT)}
     for i in run.instances:
         life_s = max(i.terminated_at_s - i.requested_at_s, 1.0)
-        rates[INSTANCE_TIERS.get(i.capacity_type, ON_DEMAND)] += (
-            i.cost_usd / life_s * _elapsed_s(run.edges_s, i.requested_at_s, i.requested_at_s + life_s)
-        )
+        rates[_tier(i)] += i.cost_usd / life_s * _elapsed_s(run.edges_s, i.requested_at_s, i.requested_at_s + life_s)
     hours = run.bin_s / HOUR_S
     costs = tier_costs_usd(run)
     spilled = run.batches.lambda_s if run.batches else None
@@ -63,13 +54,12 @@ def tier_costs_usd(run: PolicyRun) -> dict[str, float]:
     Disks of stopped standbys count with the instances on demand.
     """
     costs = run.summary.cost_usd
-    on_demand = math.fsum(i.cost_usd for i in run.instances if INSTANCE_TIERS.get(i.capacity_type) != SPOT)
-    spot = math.fsum(i.cost_usd for i in run.instances if INSTANCE_TIERS.get(i.capacity_type) == SPOT)
+    rented = {tier: math.fsum(i.cost_usd for i in run.instances if _tier(i) == tier) for tier in (ON_DEMAND, SPOT)}
     disks = costs.get("standby_disks", 0.0)
     return {
-        ON_DEMAND: on_demand + disks,
-        SPOT: spot,
-        LAMBDA: costs["compute"] - costs["instances"] - disks,
+        ON_DEMAND: rented[ON_DEMAND] + disks,
+        SPOT: rented[SPOT],
+        LAMBDA: max(0.0, costs["compute"] - costs["instances"] - disks),
         PLUMBING: costs["plumbing"],
     }
 
@@ -90,6 +80,10 @@ def forecast_rps(run: PolicyRun, q: float) -> tuple[Floats, Floats]:
 def demand_rps(run: PolicyRun) -> tuple[Floats, Floats]:
     """Return times, and the demand that was bought for at each: decided a launch's time before."""
     return _columns([(step.at_s + run.lead_s, step.demand_rps) for step in run.control if step.demand_rps > 0])
+
+
+def _tier(instance: InstanceRow) -> str:
+    return SPOT if instance.capacity_type == "spot" else ON_DEMAND
 
 
 def _columns(steps: Iterable[tuple[float, float]]) -> tuple[Floats, Floats]:

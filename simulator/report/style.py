@@ -47,6 +47,7 @@ DARK = {
 }
 NAMES = {colour: f"--c{index}" for index, colour in enumerate(DARK)}
 """Each colour's CSS variable on the page."""
+PANELS_IN_FULL = 4
 USUAL = (
     "mark",
     "mark-paper",
@@ -70,6 +71,10 @@ class Layout:
     font_pt: float
     points: int
     """Most points of a line: more cannot be seen."""
+
+    def points_of(self, panels: int) -> int:
+        """Most points of a line among so many panels, so that the page does not grow with them."""
+        return self.points * PANELS_IN_FULL // max(PANELS_IN_FULL, panels)
 
 
 WIDE = Layout(name="wide", width_in=9.2, font_pt=8.0, points=480)
@@ -192,6 +197,7 @@ def as_svg(figure: Figure, *, name: str, title: str) -> str:
     svg = svg.replace("xlink:href", "href")
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"\n\s*", "\n", svg)
     svg = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda found: re.sub(r"(\d+\.\d)\d+", r"\1", found[0]), svg)
     svg = re.sub(r'font: (?:\w+ )?([\d.]+)px [^;"]*', r"font-size: \1px", svg)
     for colour, variable in NAMES.items():
