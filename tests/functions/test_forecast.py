@@ -19,7 +19,7 @@ from markserve.core.backtest import QUANTILES, History, Rates
 from markserve.errors import DependencyUnavailable, InferenceFailed, InvalidRequest, Throttled
 from markserve.history import REPORT_DELAY_S, StepGrid, recorded_steps
 from markserve.messages import ArrivalCounts, ForecasterCard, ForecasterPointer, ForecastRecord, MetricsBatch, decode
-from markserve.ports import LearnedForecaster, TrainedForecaster
+from markserve.ports import LearnedForecaster, TrainedForecaster, TrainingRun
 from markserve.training import TrainingReport, train_models
 from tests.builders import MODEL, NOW_S, a_model_record
 
@@ -38,9 +38,11 @@ class Oracle:
         self.rate_rps = rate_rps
         self.fault = fault
 
-    def train(self, history: History, *, horizon_steps: int, seed: int) -> TrainedForecaster:
+    def train(self, history: History, *, horizon_steps: int, seed: int, training: TrainingRun | None = None) -> TrainedForecaster | None:
         if self.fault is not None:
             raise self.fault
+        if training is not None and not training.keep_going():
+            return None
         weights = f"{horizon_steps} steps, seed {seed}, at {self.rate_rps}".encode()
         return TrainedForecaster(weights=weights, epochs=1, samples=len(history), parameters=1, validation_loss=0.0)
 
@@ -267,10 +269,12 @@ def test_training_replaces_a_champion_when_it_can_no_longer_be_loaded() -> None:
 
 def test_training_of_others_goes_on_when_one_diverges() -> None:
     class Diverging(Oracle):
-        def train(self, history: History, *, horizon_steps: int, seed: int) -> TrainedForecaster:
+        def train(
+            self, history: History, *, horizon_steps: int, seed: int, training: TrainingRun | None = None
+        ) -> TrainedForecaster | None:
             if max(rate or 0.0 for rate in history) > 50.0:
                 raise InferenceFailed("diverged")
-            return super().train(history, horizon_steps=horizon_steps, seed=seed)
+            return super().train(history, horizon_steps=horizon_steps, seed=seed, training=training)
 
     stack = Stack()
     stack.record([60] * 40, model="huge")

@@ -3,12 +3,16 @@
 Objects of a model `m`: `forecasters/m/<version>/weights.safetensors` and `card.json`, never overwritten, and
 `forecasters/m/latest.json`, which names the promoted version and is written last: a training that fails at any point
 leaves the old champion.
+
+A run survives its process: `forecasters/m/run.json` says when it began, and its checkpoint holds the state after each
+epoch. The next invocation reads the windows as of that instant and goes on. Two at once do the same work twice and agree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 from markserve.core.backtest import (
@@ -24,8 +28,9 @@ from markserve.core.backtest import (
 from markserve.core.forecasting import SIMPLE_FORECASTERS, rolling_forecasts
 from markserve.errors import InferenceFailed, InvalidRequest
 from markserve.history import HISTORY_STEPS, RecordedSteps, StepGrid, recorded_steps
-from markserve.messages import DecisionRecord, ForecasterCard, ForecasterPointer, decode, encode
-from markserve.ports import BlobStore, ControlStore, LearnedForecaster, TrainedForecaster, WindowStore
+from markserve.messages import DecisionRecord, ForecasterCard, ForecasterPointer, ForecasterRun, decode, encode
+from markserve.ports import BlobStore, ControlStore, LearnedForecaster, TrainedForecaster, TrainingRun, WindowStore
+from markserve.pretrained import load_pretrained
 
 TRAINING_STEPS_MAX = 14 * 1440
 """Two weeks of minutes: two of each weekday. Older windows have expired."""
@@ -36,6 +41,11 @@ JUDGED_STEPS_MAX = 1440
 """A day of minutes judges every hour once; holding out more would only age the training data."""
 JUDGED_ORIGINS_MAX = 200
 SEED = 0
+RUN_AGE_MAX_S = 86_400.0
+"""An unfinished run older than this is begun anew: what it would learn is no longer the load."""
+RESERVED_S = 60.0
+"""Kept for judging and storing what was trained: on two weeks of minutes both take seconds, from a cold start more."""
+PRETRAINED = "pretrained"
 
 
 def promoted_forecaster(model: str, *, blobs: BlobStore, grid: StepGrid) -> tuple[ForecasterCard, bytes] | None:
@@ -72,6 +82,150 @@ class TrainingReport:
     version: str | None
     """None when no weights were made."""
     reason: str
+    paused: bool = False
+    """Whether the run goes on with the next invocation."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trainer:
+    """What trainings need, and how much time they have."""
+
+    windows: WindowStore
+    blobs: BlobStore
+    control: ControlStore
+    forecaster: LearnedForecaster
+    grid: StepGrid
+    time_left_s: Callable[[], float]
+
+    def train_models(self, names: Sequence[str], now_s: float) -> list[TrainingReport]:
+        """Train each model: first the unfinished, then whose last training is longest ago, so that none starves."""
+        runs = {name: self._run(name) for name in names}
+        due = sorted(names, key=lambda name: -1.0 if (run := runs[name]) and not run.finished else run.begun_at_s if run else 0.0)
+        return [self._report(name, runs[name], now_s) for name in due]
+
+    def _report(self, model: str, run: ForecasterRun | None, now_s: float) -> TrainingReport:
+        if self.time_left_s() <= RESERVED_S:
+            return TrainingReport(
+                model=model, promoted=False, version=None, reason="no time left; the next invocation trains it", paused=True
+            )
+        if run is None or run.finished or now_s - run.begun_at_s > RUN_AGE_MAX_S:
+            run = ForecasterRun(begun_at_s=now_s, seed=SEED)
+            self.blobs.put(_key(model, "run.json"), encode(run))
+        try:
+            card = self.train(model, run, now_s)
+        except (InvalidRequest, InferenceFailed) as error:
+            self._finish(model, run)
+            failed = DecisionRecord(
+                at_s=now_s, model=model, subject=self.forecaster.name, event="forecaster_training_failed", reason=str(error)
+            )
+            self.control.log(failed)
+            return TrainingReport(model=model, promoted=False, version=None, reason=str(error))
+        if card is None:
+            reason = f"time is up: the run begun at {run.begun_at_s:.0f} goes on with the next invocation"
+            return TrainingReport(model=model, promoted=False, version=None, reason=reason, paused=True)
+        self._finish(model, run)
+        return TrainingReport(model=model, promoted=card.promoted, version=card.version, reason=card.reason)
+
+    def train(self, model: str, run: ForecasterRun, now_s: float) -> ForecasterCard | None:
+        """Train on the model's recorded windows; promote only what beats every rival on steps kept from training.
+
+        Every run refines the shipped weights, never the promoted ones: those have seen the steps that decide when to stop.
+        The rivals are the simple forecasters and the version promoted before. Where refining did not help, the shipped
+        weights themselves stand for promotion. The weights that are judged are those that serve: refitting on the held-out
+        steps would make a forecaster that nobody has judged.
+
+        Returns
+        -------
+        The card; None when time was up first.
+
+        Raises
+        ------
+        InvalidRequest
+            If too few steps are known, or they hold nothing to learn from.
+        InferenceFailed
+            If the training diverges.
+        """
+        grid, forecaster = self.grid, self.forecaster
+        recorded = recorded_steps(model, windows=self.windows, grid=grid, steps=TRAINING_STEPS_MAX, now_s=run.begun_at_s)
+        needed = TRAINING_HORIZONS_MIN * grid.horizon_steps
+        if recorded.known < needed:
+            raise InvalidRequest(f"{model}: {recorded.known} known steps of {grid.step_s:g} s; training needs {needed}")
+        history = recorded.rates_rps
+        judged = min(max(BACKTEST_ORIGINS_MIN, round(JUDGED_SHARE * len(history))), JUDGED_STEPS_MAX)
+        judged_from = len(history) - judged
+        shipped = self._shipped()
+        trained = forecaster.train(
+            history[:judged_from],
+            horizon_steps=grid.horizon_steps,
+            seed=run.seed,
+            training=TrainingRun(
+                start=shipped,
+                checkpoint=self._checkpoint(model, run),
+                save=lambda state: self.blobs.put(_checkpoint_key(model, run), state),
+                keep_going=lambda: self.time_left_s() > RESERVED_S,
+            ),
+        )
+        if trained is None:
+            return None
+        made = _backtest(model, history, judged_from, trained.weights, shipped, blobs=self.blobs, forecaster=forecaster, grid=grid)
+        losses = {name: loss for name, forecasts in made.items() if (loss := pinball_loss_rps(forecasts, history)) is not None}
+        started_from = "random" if shipped is None else PRETRAINED
+        if shipped is not None and losses.get(_shipped_name(forecaster), math.inf) < losses.get(forecaster.name, math.inf):
+            trained = replace(trained, weights=shipped, epochs=0)
+            made[forecaster.name], losses[forecaster.name] = made[_shipped_name(forecaster)], losses[_shipped_name(forecaster)]
+        verdict = judge_challenger(forecaster.name, {name: loss for name, loss in losses.items() if name != _shipped_name(forecaster)})
+        card = _card(
+            model,
+            recorded,
+            judged_from,
+            trained,
+            made=made,
+            losses=losses,
+            verdict=verdict,
+            forecaster=forecaster,
+            grid=grid,
+            seed=run.seed,
+            started_from=started_from,
+            now_s=now_s,
+        )
+        self._store(model, card, trained.weights)
+        return card
+
+    def _store(self, model: str, card: ForecasterCard, weights: bytes) -> None:
+        self.blobs.put(_key(model, card.version, "weights.safetensors"), weights)
+        self.blobs.put(_key(model, card.version, "card.json"), encode(card))
+        if card.promoted:
+            self.blobs.put(_key(model, "latest.json"), encode(ForecasterPointer(version=card.version)))
+        self.control.log(
+            DecisionRecord(
+                at_s=card.trained_at_s,
+                model=model,
+                subject=f"{card.forecaster}/{card.version}",
+                event="forecaster_promoted" if card.promoted else "forecaster_not_promoted",
+                reason=card.reason,
+                detail={"steps": card.steps, "known_steps": card.known_steps, "epochs": card.epochs, **card.losses_rps},
+            )
+        )
+
+    def _shipped(self) -> bytes | None:
+        """Return the shipped weights, if they are this forecaster's."""
+        card, weights = load_pretrained()
+        return weights if card.forecaster == self.forecaster.name else None
+
+    def _run(self, model: str) -> ForecasterRun | None:
+        try:
+            return decode(self.blobs.get(_key(model, "run.json")), ForecasterRun)
+        except InvalidRequest:
+            return None
+
+    def _checkpoint(self, model: str, run: ForecasterRun) -> bytes | None:
+        try:
+            return self.blobs.get(_checkpoint_key(model, run))
+        except InvalidRequest:
+            return None
+
+    def _finish(self, model: str, run: ForecasterRun) -> None:
+        self.blobs.put(_key(model, "run.json"), encode(ForecasterRun(begun_at_s=run.begun_at_s, seed=run.seed, finished=True)))
 
 
 def train_models(
@@ -83,84 +237,37 @@ def train_models(
     forecaster: LearnedForecaster,
     grid: StepGrid,
     now_s: float,
+    time_left_s: Callable[[], float] = lambda: math.inf,
 ) -> list[TrainingReport]:
-    """Train each model in turn; one that cannot be trained keeps its champion and does not stop the others."""
-    reports: list[TrainingReport] = []
-    for name in names:
-        try:
-            card = train_forecaster(name, windows=windows, blobs=blobs, control=control, forecaster=forecaster, grid=grid, now_s=now_s)
-        except (InvalidRequest, InferenceFailed) as error:
-            reports.append(TrainingReport(model=name, promoted=False, version=None, reason=str(error)))
-            control.log(
-                DecisionRecord(at_s=now_s, model=name, subject=forecaster.name, event="forecaster_training_failed", reason=str(error))
-            )
-        else:
-            reports.append(TrainingReport(model=name, promoted=card.promoted, version=card.version, reason=card.reason))
-    return reports
+    """Train each model in turn; one that cannot be trained keeps its champion and does not stop the others.
 
-
-def train_forecaster(
-    model: str,
-    *,
-    windows: WindowStore,
-    blobs: BlobStore,
-    control: ControlStore,
-    forecaster: LearnedForecaster,
-    grid: StepGrid,
-    now_s: float,
-) -> ForecasterCard:
-    """Train on the model's recorded windows; promote only what beats every rival on steps kept from training.
-
-    The rivals are the simple forecasters and the version promoted before. The weights that are judged are those that
-    serve: refitting on the held-out steps would make a forecaster that nobody has judged.
-
-    Raises
-    ------
-    InvalidRequest
-        If too few steps are known, or they hold nothing to learn from.
-    InferenceFailed
-        If the training diverges.
+    Parameters
+    ----------
+    time_left_s
+        Seconds until this process is ended. What is not finished by then goes on with the next invocation.
     """
-    recorded = recorded_steps(model, windows=windows, grid=grid, steps=TRAINING_STEPS_MAX, now_s=now_s)
-    needed = TRAINING_HORIZONS_MIN * grid.horizon_steps
-    if recorded.known < needed:
-        raise InvalidRequest(f"{model}: {recorded.known} known steps of {grid.step_s:g} s; training needs {needed}")
-    history = recorded.rates_rps
-    judged = min(max(BACKTEST_ORIGINS_MIN, round(JUDGED_SHARE * len(history))), JUDGED_STEPS_MAX)
-    judged_from = len(history) - judged
-    trained = forecaster.train(history[:judged_from], horizon_steps=grid.horizon_steps, seed=SEED)
-
-    made = _backtest(model, history, judged_from, trained.weights, blobs=blobs, forecaster=forecaster, grid=grid)
-    losses = {name: loss for name, forecasts in made.items() if (loss := pinball_loss_rps(forecasts, history)) is not None}
-    verdict = judge_challenger(forecaster.name, losses)
-    card = _card(
-        model, recorded, judged_from, trained, made=made, losses=losses, verdict=verdict, forecaster=forecaster, grid=grid, now_s=now_s
-    )
-    blobs.put(_key(model, card.version, "weights.safetensors"), trained.weights)
-    blobs.put(_key(model, card.version, "card.json"), encode(card))
-    if card.promoted:
-        blobs.put(_key(model, "latest.json"), encode(ForecasterPointer(version=card.version)))
-    control.log(
-        DecisionRecord(
-            at_s=now_s,
-            model=model,
-            subject=f"{card.forecaster}/{card.version}",
-            event="forecaster_promoted" if card.promoted else "forecaster_not_promoted",
-            reason=card.reason,
-            detail={"steps": card.steps, "known_steps": card.known_steps, "epochs": card.epochs, **card.losses_rps},
-        )
-    )
-    return card
+    trainer = Trainer(windows=windows, blobs=blobs, control=control, forecaster=forecaster, grid=grid, time_left_s=time_left_s)
+    return trainer.train_models(names, now_s)
 
 
 def _backtest(
-    model: str, history: History, judged_from: int, weights: bytes, *, blobs: BlobStore, forecaster: LearnedForecaster, grid: StepGrid
+    model: str,
+    history: History,
+    judged_from: int,
+    weights: bytes,
+    shipped: bytes | None,
+    *,
+    blobs: BlobStore,
+    forecaster: LearnedForecaster,
+    grid: StepGrid,
 ) -> dict[str, Mapping[int, Rates]]:
     """Forecasts of every rival at the same held-out origins."""
     origins = backtest_origins(judged_from, len(history), JUDGED_ORIGINS_MAX)
     made: dict[str, Mapping[int, Rates]] = {
         forecaster.name: forecaster.forecast(weights, history, origins=origins, horizon_steps=grid.horizon_steps)
     }
+    if shipped is not None:
+        made[_shipped_name(forecaster)] = forecaster.forecast(shipped, history, origins=origins, horizon_steps=grid.horizon_steps)
     # The simple ones see as far back as they do when they serve.
     start = max(0, judged_from - HISTORY_STEPS)
     for name, simple in SIMPLE_FORECASTERS.items():
@@ -191,6 +298,8 @@ def _card(
     verdict: Verdict,
     forecaster: LearnedForecaster,
     grid: StepGrid,
+    seed: int,
+    started_from: str,
     now_s: float,
 ) -> ForecasterCard:
     digest = sha256(trained.weights).hexdigest()
@@ -209,7 +318,8 @@ def _card(
         step_s=grid.step_s,
         window_s=grid.window_s,
         horizon_steps=grid.horizon_steps,
-        seed=SEED,
+        seed=seed,
+        started_from=started_from,
         epochs=trained.epochs,
         samples=trained.samples,
         parameters=trained.parameters,
@@ -223,3 +333,11 @@ def _card(
 
 def _key(model: str, *parts: str) -> str:
     return "/".join(("forecasters", model, *parts))
+
+
+def _checkpoint_key(model: str, run: ForecasterRun) -> str:
+    return _key(model, "runs", f"{run.begun_at_s:.0f}", "checkpoint.safetensors")
+
+
+def _shipped_name(forecaster: LearnedForecaster) -> str:
+    return f"{forecaster.name} {PRETRAINED}"
