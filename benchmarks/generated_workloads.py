@@ -35,7 +35,7 @@ def draw_workload(rng: np.random.Generator, minutes: int) -> Workload:
     """Draw one workload of some length."""
     low, high = np.log(LEVELS_RPS)
     log_rate = np.full(minutes, rng.uniform(low, high))
-    log_rate += seasons(rng, minutes) + drift(rng, minutes) + shifts(rng, minutes) + clock_jobs(rng, minutes)
+    log_rate += seasons(rng, minutes) + drift(rng, minutes) + shifts(rng, minutes) + clock_jobs(rng, minutes) + daily_jobs(rng, minutes)
     if rng.random() < 0.65:
         log_rate += bursts(rng, minutes)
     expected = np.exp(np.clip(log_rate, np.log(1e-3), np.log(1e6)))
@@ -108,6 +108,22 @@ def clock_jobs(rng: np.random.Generator, minutes: int) -> Floats:
             size = rng.choice([0.1, 0.4, 1.2]) * rng.gamma(4, 0.25) * active * rng.gamma(30, 1 / 30, slots)
             total += size[slot] * np.exp(-over / decay)
             total += rng.uniform(0, 0.4) * np.append(size[slot[1:]] * (since[1:] == 0), 0)  # some clocks are ahead
+    return total
+
+
+def daily_jobs(rng: np.random.Generator, minutes: int) -> Floats:
+    """Draw what happens at the same minutes of every day, or nearly: batch jobs, matches, shops that open."""
+    total = np.zeros(minutes)
+    if rng.random() < 0.4:
+        days = minutes // DAY + 1
+        for _ in range(rng.integers(1, 6)):
+            at, lasts = rng.integers(DAY), np.exp(rng.uniform(np.log(4), np.log(180)))
+            size = rng.choice([0.3, 0.8, 1.5]) * rng.gamma(8, 1 / 8)
+            late = rng.choice([0, 0, 2, 10]) * rng.normal(0, 1, days)
+            happens = rng.random(days) < rng.choice([1.0, 1.0, 0.9, 0.6])
+            for day in np.flatnonzero(happens):
+                start = max(0, int(day * DAY + at + late[day]))
+                total[start : start + int(lasts)] += size * rng.normal(1, 0.05)
     return total
 
 

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks import mark_recipe
@@ -63,7 +64,7 @@ def minute_maxima(path: Path) -> Floats:
     inside = at < len(seconds)
     seconds[at[inside]] = counts[inside]
     windows = _reduced(seconds.reshape(-1, 5), np.nansum) / np.maximum(1, (~np.isnan(seconds)).reshape(-1, 5).sum(axis=1))
-    return _reduced(windows.reshape(-1, 12), lambda part, axis: np.where(np.isnan(part), -1.0, part).max(axis=axis))
+    return _reduced(windows.reshape(-1, 12), lambda part, axis: np.asarray(np.where(np.isnan(part), -1.0, part).max(axis=axis)))
 
 
 def _reduced(parts: Floats, reduce: Callable[..., Floats]) -> Floats:
@@ -71,8 +72,8 @@ def _reduced(parts: Floats, reduce: Callable[..., Floats]) -> Floats:
     return np.where(whole, reduce(parts, axis=1), np.nan)
 
 
-def compare(rates: Floats, *, stride: int) -> dict[str, Floats]:
-    """Forecast the last 30 % with every method; (origins, 60, quantiles) by name, and the origins as `origins`."""
+def compare(rates: Floats, *, stride: int) -> tuple[Floats, NDArray[np.int64], dict[str, Floats]]:
+    """Forecast the last 30 % with every method; the rates, the origins in them, and (origins, 60, quantiles) by method."""
     split = round(TRAINING_SHARE * len(rates))
     rates = rates[max(0, split - HISTORY_MAX) :]
     split = min(split, HISTORY_MAX)
@@ -94,13 +95,12 @@ def compare(rates: Floats, *, stride: int) -> dict[str, Floats]:
     made["MArk's recipe"] = np.repeat(np.array([points[o] for o in origins.tolist()])[:, :, None], len(QUANTILES), axis=2)
     common = origins[np.isfinite(np.stack([forecast[:, 0, 0] for name, forecast in made.items() if name != "seasonal-naive"])).all(axis=0)]
     kept_rows = np.isin(origins, common)
-    return {"origins": common, "rates": rates} | {name: forecast[kept_rows] for name, forecast in made.items()}
+    return rates, common, {name: forecast[kept_rows] for name, forecast in made.items()}
 
 
 def report(name: str, *, stride: int) -> list[dict[str, object]]:
     """Return one row per method: pinball loss by step ahead, its mean, and coverage at 1 to 10 minutes."""
-    made = compare(minute_maxima(TRACES / FILES[name]), stride=stride)
-    origins, rates = made.pop("origins").astype(np.int64), made.pop("rates")
+    rates, origins, made = compare(minute_maxima(TRACES / FILES[name]), stride=stride)
     rows: list[dict[str, object]] = []
     for method, forecast in made.items():
         if np.isnan(forecast).any():  # less than a day of history
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.what == "speed":
-        rows: list[dict[str, object]] = [{"import, ms": import_ms()} | speed()]
+        rows: list[dict[str, object]] = [{"import, ms": import_ms(), **speed()}]
     else:
         rows = []
         for name in arguments.trace or FILES:

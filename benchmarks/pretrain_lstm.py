@@ -1,6 +1,6 @@
 """Pre-train the LSTM on generated workloads and write the weights that ship: `python -m benchmarks.pretrain_lstm`.
 
-Sees no recorded trace. Takes about 4 minutes on one core; the same seed and version of torch give the same weights.
+Sees no recorded trace. Takes about 3 minutes on one core; the same seed and version of torch give the same weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from markserve.messages import encode
 from markserve.pretrained import PretrainedCard
 
 DATA = Path(__file__).resolve().parents[1] / "layers/markserve/markserve/data"
-SERIES, MINUTES, ORIGINS = 900, 9 * DAY, 160
+SERIES, MINUTES, ORIGINS = 1200, 9 * DAY, 160
 HELD_OUT_SERIES, HELD_OUT_SEED = 60, 1_000_000
 EPOCHS = 10
 LEARNING_RATE = 3e-3

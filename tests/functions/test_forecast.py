@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from math import pi, sin
+from dataclasses import replace
+from math import inf, pi, sin
 from pathlib import Path
 from types import SimpleNamespace
 
 import boto3
 import pytest
 from moto import mock_aws
+from safetensors.torch import load, save
 
 from functions.forecast.app import ForecastCommand, handler, parse, run
 from functions.forecast.train import train
@@ -20,6 +22,7 @@ from markserve.errors import DependencyUnavailable, InferenceFailed, InvalidRequ
 from markserve.history import REPORT_DELAY_S, StepGrid, recorded_steps
 from markserve.messages import ArrivalCounts, ForecasterCard, ForecasterPointer, ForecastRecord, MetricsBatch, decode
 from markserve.ports import LearnedForecaster, TrainedForecaster, TrainingRun
+from markserve.pretrained import load_pretrained
 from markserve.training import TrainingReport, train_models
 from tests.builders import MODEL, NOW_S, a_model_record
 
@@ -86,7 +89,7 @@ class Stack:
             now_s=self.now_s,
         )
 
-    def train(self, forecaster: LearnedForecaster, *names: str) -> list[TrainingReport]:
+    def train(self, forecaster: LearnedForecaster, *names: str, time_left_s: Callable[[], float] = lambda: inf) -> list[TrainingReport]:
         return train_models(
             names or (MODEL,),
             windows=self.windows,
@@ -95,6 +98,7 @@ class Stack:
             forecaster=forecaster,
             grid=GRID,
             now_s=self.now_s,
+            time_left_s=time_left_s,
         )
 
     def decisions(self) -> list[str]:
@@ -286,6 +290,66 @@ def test_training_of_others_goes_on_when_one_diverges() -> None:
     assert (huge.version, huge.reason, ours.promoted) == (None, "diverged", True)
 
 
+def test_training_goes_on_with_the_next_invocation_when_time_is_up() -> None:
+    stack = Stack()
+    stack.record([round(20 * (1 + 0.8 * sin(2 * pi * step / 16))) for step in range(160)])
+    at_once = Stack(stack.windows)
+    at_once.now_s = stack.now_s
+    (uninterrupted,) = at_once.train(LstmForecaster(step_s=GRID.step_s, epochs_max=4))
+    reports = []
+
+    for _ in range(2):
+        clock = iter([900.0, 900.0, 900.0, 61.0, 0.0, 0.0])
+        reports += stack.train(LstmForecaster(step_s=GRID.step_s, epochs_max=4), time_left_s=lambda clock=clock: next(clock))
+        stack.now_s += 60.0
+
+    assert [report.paused for report in reports] == [True, False]
+    assert reports[0].reason.startswith("time is up: the run begun at")
+    card = decode(stack.blobs.get(f"forecasters/{MODEL}/{reports[1].version}/card.json"), ForecasterCard)
+    same = decode(at_once.blobs.get(f"forecasters/{MODEL}/{uninterrupted.version}/card.json"), ForecasterCard)
+    assert (card.weights_sha256, card.data_until_s, card.losses_rps) == (same.weights_sha256, same.data_until_s, same.losses_rps)
+    assert card.started_from == "pretrained"
+
+
+def test_training_begins_with_the_unfinished_then_with_the_one_trained_longest_ago_when_time_is_short() -> None:
+    stack = Stack()
+    for name in ("b", "a"):
+        stack.record(ALTERNATING, model=name)
+        stack.now_s -= 200.0
+    stack.now_s += 200.0
+    stack.train(Oracle(), "b")
+
+    clock = iter([900.0, 900.0, 0.0])
+    first, second = stack.train(Oracle(), "b", "a", time_left_s=lambda: next(clock))
+
+    assert (first.model, first.paused) == ("a", False)
+    assert (second.model, second.paused, second.reason) == ("b", True, "no time left; the next invocation trains it")
+
+
+def test_training_serves_the_shipped_weights_when_refining_them_does_not_help() -> None:
+    class Worsening(LstmForecaster):
+        """Refines into what forecasts zero."""
+
+        def train(
+            self, history: History, *, horizon_steps: int, seed: int, training: TrainingRun | None = None
+        ) -> TrainedForecaster | None:
+            made = super().train(history, horizon_steps=horizon_steps, seed=seed, training=training)
+            assert made is not None
+            tensors = load(made.weights)
+            tensors["head.bias"] -= 50.0
+            return replace(made, weights=save(tensors))
+
+    stack = Stack()
+    stack.record(ALTERNATING * 2)
+
+    (report,) = stack.train(Worsening(step_s=GRID.step_s, epochs_max=1))
+
+    assert report.version is not None
+    assert stack.blobs.get(f"forecasters/{MODEL}/{report.version}/weights.safetensors") == load_pretrained()[1]
+    card = decode(stack.blobs.get(f"forecasters/{MODEL}/{report.version}/card.json"), ForecasterCard)
+    assert (card.epochs, card.losses_rps["lstm"]) == (0, card.losses_rps["lstm pretrained"])
+
+
 def test_trained_forecaster_hands_over_when_it_does_worse_than_a_simple_one_since() -> None:
     stack = Stack()
     stack.record(ALTERNATING)
@@ -366,7 +430,7 @@ def test_simple_forecaster_serves_when_the_trained_one_was_made_for_other_steps(
 def test_lstm_is_trained_promoted_and_serves_when_load_follows_a_pattern() -> None:
     stack = Stack()
     stack.record([round(20 * (1 + 0.8 * sin(2 * pi * step / 16))) for step in range(160)])
-    forecaster = LstmForecaster()
+    forecaster = LstmForecaster(step_s=GRID.step_s)
 
     (report,) = stack.train(forecaster)
     (record,) = stack.forecast(forecaster=forecaster)

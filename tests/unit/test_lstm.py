@@ -5,6 +5,7 @@ from hashlib import sha256
 from importlib.resources import files
 from itertools import pairwise
 from math import inf, isfinite, nan, pi, sin
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -61,11 +62,11 @@ def test_shipped_weights_were_better_than_the_baselines_on_workloads_they_had_no
         assert loss < min(losses["persistence"][step], losses["seasonal-naive"][step])
 
 
-def test_shipped_weights_are_refused_when_they_are_not_those_of_the_card(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_shipped_weights_are_refused_when_they_are_not_those_of_the_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     data = files("markserve.data")
     (tmp_path / "lstm.card.json").write_bytes(data.joinpath("lstm.card.json").read_bytes())
     (tmp_path / "lstm.safetensors").write_bytes(data.joinpath("lstm.safetensors").read_bytes() + b" ")
-    monkeypatch.setattr(pretrained, "files", lambda package: tmp_path)
+    monkeypatch.setattr(pretrained, "files", {"markserve.data": tmp_path}.__getitem__)
 
     with pytest.raises(InferenceFailed, match="not those the card"):
         load_pretrained.__wrapped__()
@@ -164,8 +165,9 @@ def test_lstm_expects_tomorrow_what_happened_at_this_time_on_the_days_before() -
     rates = forecast_at(history[: 3 * DAY + 780])
 
     before, during = rates[0.5][5:15], rates[0.5][25:45]
-    assert max(before) < 20.0
-    assert sum(during) / len(during) > 25.0
+    assert max(before) < 1.2 * 10.6
+    assert sum(during) / len(during) > 1.8 * max(before)
+    assert min(rates[0.9][25:45]) > 35.0
 
 
 def test_lstm_follows_a_shift_of_level_within_three_minutes() -> None:

@@ -424,6 +424,14 @@ class ForecastDrifted(Message, frozen=True, kw_only=True):
     reason: str
 
 
+class TrainingPaused(Message, frozen=True, kw_only=True):
+    """Event: a training ran out of time and goes on with the next invocation."""
+
+    model: str
+    at_s: float
+    reason: str
+
+
 class InstanceReady(Message, frozen=True, kw_only=True):
     """Event: a worker has warmed up and serves."""
 

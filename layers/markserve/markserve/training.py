@@ -11,26 +11,17 @@ epoch. The next invocation reads the windows as of that instant and goes on. Two
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
-from markserve.core.backtest import (
-    BACKTEST_ORIGINS_MIN,
-    History,
-    Rates,
-    Verdict,
-    backtest_origins,
-    judge_challenger,
-    pinball_by_step_rps,
-    pinball_loss_rps,
-)
-from markserve.core.forecasting import SIMPLE_FORECASTERS, rolling_forecasts
+from markserve.core.backtest import BACKTEST_ORIGINS_MIN, judge_challenger, pinball_loss_rps
 from markserve.errors import InferenceFailed, InvalidRequest
-from markserve.history import HISTORY_STEPS, RecordedSteps, StepGrid, recorded_steps
-from markserve.messages import DecisionRecord, ForecasterCard, ForecasterPointer, ForecasterRun, decode, encode
-from markserve.ports import BlobStore, ControlStore, LearnedForecaster, TrainedForecaster, TrainingRun, WindowStore
+from markserve.history import HISTORY_STEPS, StepGrid, recorded_steps
+from markserve.messages import DecisionRecord, ForecasterCard, ForecasterPointer, ForecasterRun, TrainingPaused, decode, encode
+from markserve.ports import BlobStore, ControlStore, EventPublisher, LearnedForecaster, TrainingRun, WindowStore
 from markserve.pretrained import load_pretrained
+from markserve.training_judging import PRETRAINED, evaluation_card, rival_forecasts, shipped_name
 
 TRAINING_STEPS_MAX = 14 * 1440
 """Two weeks of minutes: two of each weekday. Older windows have expired."""
@@ -39,13 +30,11 @@ TRAINING_HORIZONS_MIN = 2
 JUDGED_SHARE = 0.25
 JUDGED_STEPS_MAX = 1440
 """A day of minutes judges every hour once; holding out more would only age the training data."""
-JUDGED_ORIGINS_MAX = 200
 SEED = 0
 RUN_AGE_MAX_S = 86_400.0
 """An unfinished run older than this is begun anew: what it would learn is no longer the load."""
 RESERVED_S = 60.0
 """Kept for judging and storing what was trained: on two weeks of minutes both take seconds, from a cold start more."""
-PRETRAINED = "pretrained"
 
 
 def promoted_forecaster(model: str, *, blobs: BlobStore, grid: StepGrid) -> tuple[ForecasterCard, bytes] | None:
@@ -86,7 +75,7 @@ class TrainingReport:
     """Whether the run goes on with the next invocation."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Trainer:
     """What trainings need, and how much time they have."""
 
@@ -96,25 +85,33 @@ class Trainer:
     forecaster: LearnedForecaster
     grid: StepGrid
     time_left_s: Callable[[], float]
+    events: EventPublisher | None
+    worked: bool = False
+    """Whether anything was stored. An invocation that gets nowhere must not ask for the next one."""
 
     def train_models(self, names: Sequence[str], now_s: float) -> list[TrainingReport]:
         """Train each model: first the unfinished, then whose last training is longest ago, so that none starves."""
         runs = {name: self._run(name) for name in names}
         due = sorted(names, key=lambda name: -1.0 if (run := runs[name]) and not run.finished else run.begun_at_s if run else 0.0)
-        return [self._report(name, runs[name], now_s) for name in due]
+        reports = [self._report(name, runs[name], now_s) for name in due]
+        if self.events is not None and self.worked:
+            for report in reports:
+                if report.paused:
+                    self.events.publish(TrainingPaused(model=report.model, at_s=now_s, reason=report.reason))
+        return reports
 
     def _report(self, model: str, run: ForecasterRun | None, now_s: float) -> TrainingReport:
         if self.time_left_s() <= RESERVED_S:
             return TrainingReport(
                 model=model, promoted=False, version=None, reason="no time left; the next invocation trains it", paused=True
             )
-        if run is None or run.finished or now_s - run.begun_at_s > RUN_AGE_MAX_S:
-            run = ForecasterRun(begun_at_s=now_s, seed=SEED)
-            self.blobs.put(_key(model, "run.json"), encode(run))
+        resumed = run is not None and not run.finished and now_s - run.begun_at_s <= RUN_AGE_MAX_S
+        run = run if run is not None and resumed else ForecasterRun(begun_at_s=now_s, seed=SEED)
         try:
             card = self.train(model, run, now_s)
         except (InvalidRequest, InferenceFailed) as error:
-            self._finish(model, run)
+            if resumed:  # what stopped it once would stop it again
+                self._finish(model, run)
             failed = DecisionRecord(
                 at_s=now_s, model=model, subject=self.forecaster.name, event="forecaster_training_failed", reason=str(error)
             )
@@ -161,37 +158,39 @@ class Trainer:
             training=TrainingRun(
                 start=shipped,
                 checkpoint=self._checkpoint(model, run),
-                save=lambda state: self.blobs.put(_checkpoint_key(model, run), state),
+                save=lambda state: self._save(model, run, state),
                 keep_going=lambda: self.time_left_s() > RESERVED_S,
             ),
         )
         if trained is None:
             return None
-        made = _backtest(model, history, judged_from, trained.weights, shipped, blobs=self.blobs, forecaster=forecaster, grid=grid)
+        contenders = {forecaster.name: trained.weights} | ({} if shipped is None else {shipped_name(forecaster): shipped})
+        made = rival_forecasts(
+            history, judged_from, contenders, old=self._promoted(model), forecaster=forecaster, grid=grid, history_steps=HISTORY_STEPS
+        )
         losses = {name: loss for name, forecasts in made.items() if (loss := pinball_loss_rps(forecasts, history)) is not None}
-        started_from = "random" if shipped is None else PRETRAINED
-        if shipped is not None and losses.get(_shipped_name(forecaster), math.inf) < losses.get(forecaster.name, math.inf):
+        as_shipped = losses.pop(shipped_name(forecaster), math.inf)
+        if shipped is not None and as_shipped < losses.get(forecaster.name, math.inf):
             trained = replace(trained, weights=shipped, epochs=0)
-            made[forecaster.name], losses[forecaster.name] = made[_shipped_name(forecaster)], losses[_shipped_name(forecaster)]
-        verdict = judge_challenger(forecaster.name, {name: loss for name, loss in losses.items() if name != _shipped_name(forecaster)})
-        card = _card(
+            made[forecaster.name], losses[forecaster.name] = made[shipped_name(forecaster)], as_shipped
+        card = evaluation_card(
             model,
             recorded,
             judged_from,
             trained,
             made=made,
-            losses=losses,
-            verdict=verdict,
+            verdict=judge_challenger(forecaster.name, losses),
             forecaster=forecaster,
             grid=grid,
             seed=run.seed,
-            started_from=started_from,
+            started_from="random" if shipped is None else PRETRAINED,
             now_s=now_s,
         )
         self._store(model, card, trained.weights)
         return card
 
     def _store(self, model: str, card: ForecasterCard, weights: bytes) -> None:
+        self.worked = True
         self.blobs.put(_key(model, card.version, "weights.safetensors"), weights)
         self.blobs.put(_key(model, card.version, "card.json"), encode(card))
         if card.promoted:
@@ -212,6 +211,13 @@ class Trainer:
         card, weights = load_pretrained()
         return weights if card.forecaster == self.forecaster.name else None
 
+    def _promoted(self, model: str) -> tuple[ForecasterCard, bytes] | None:
+        """Return the version promoted before; one that cannot serve is no rival: every forecast already reports it as passed over."""
+        try:
+            return promoted_forecaster(model, blobs=self.blobs, grid=self.grid)
+        except (InvalidRequest, InferenceFailed):
+            return None
+
     def _run(self, model: str) -> ForecasterRun | None:
         try:
             return decode(self.blobs.get(_key(model, "run.json")), ForecasterRun)
@@ -223,6 +229,11 @@ class Trainer:
             return self.blobs.get(_checkpoint_key(model, run))
         except InvalidRequest:
             return None
+
+    def _save(self, model: str, run: ForecasterRun, state: bytes) -> None:
+        self.worked = True
+        self.blobs.put(_checkpoint_key(model, run), state)
+        self.blobs.put(_key(model, "run.json"), encode(run))  # after what it promises
 
     def _finish(self, model: str, run: ForecasterRun) -> None:
         self.blobs.put(_key(model, "run.json"), encode(ForecasterRun(begun_at_s=run.begun_at_s, seed=run.seed, finished=True)))
@@ -238,6 +249,7 @@ def train_models(
     grid: StepGrid,
     now_s: float,
     time_left_s: Callable[[], float] = lambda: math.inf,
+    events: EventPublisher | None = None,
 ) -> list[TrainingReport]:
     """Train each model in turn; one that cannot be trained keeps its champion and does not stop the others.
 
@@ -245,90 +257,13 @@ def train_models(
     ----------
     time_left_s
         Seconds until this process is ended. What is not finished by then goes on with the next invocation.
+    events
+        Where to ask for that invocation.
     """
-    trainer = Trainer(windows=windows, blobs=blobs, control=control, forecaster=forecaster, grid=grid, time_left_s=time_left_s)
-    return trainer.train_models(names, now_s)
-
-
-def _backtest(
-    model: str,
-    history: History,
-    judged_from: int,
-    weights: bytes,
-    shipped: bytes | None,
-    *,
-    blobs: BlobStore,
-    forecaster: LearnedForecaster,
-    grid: StepGrid,
-) -> dict[str, Mapping[int, Rates]]:
-    """Forecasts of every rival at the same held-out origins."""
-    origins = backtest_origins(judged_from, len(history), JUDGED_ORIGINS_MAX)
-    made: dict[str, Mapping[int, Rates]] = {
-        forecaster.name: forecaster.forecast(weights, history, origins=origins, horizon_steps=grid.horizon_steps)
-    }
-    if shipped is not None:
-        made[_shipped_name(forecaster)] = forecaster.forecast(shipped, history, origins=origins, horizon_steps=grid.horizon_steps)
-    # The simple ones see as far back as they do when they serve.
-    start = max(0, judged_from - HISTORY_STEPS)
-    for name, simple in SIMPLE_FORECASTERS.items():
-        forecasts = rolling_forecasts(
-            simple, history[start:], horizon_steps=grid.horizon_steps, window_s=grid.window_s, origins=[o - start for o in origins]
-        )
-        made[name] = {origin + start: rates for origin, rates in forecasts.items()}
-    try:
-        if (promoted := promoted_forecaster(model, blobs=blobs, grid=grid)) is not None:
-            card, old_weights = promoted
-            made[f"{card.forecaster} {card.version}"] = forecaster.forecast(
-                old_weights, history, origins=origins, horizon_steps=grid.horizon_steps
-            )
-    except (InvalidRequest, InferenceFailed):
-        pass  # An old version that cannot serve is no rival: every forecast already reports it as passed over.
-    common = set.intersection(*(set(forecasts) for forecasts in made.values()))
-    return {name: {origin: forecasts[origin] for origin in sorted(common)} for name, forecasts in made.items()}
-
-
-def _card(
-    model: str,
-    recorded: RecordedSteps,
-    judged_from: int,
-    trained: TrainedForecaster,
-    *,
-    made: Mapping[str, Mapping[int, Rates]],
-    losses: dict[str, float],
-    verdict: Verdict,
-    forecaster: LearnedForecaster,
-    grid: StepGrid,
-    seed: int,
-    started_from: str,
-    now_s: float,
-) -> ForecasterCard:
-    digest = sha256(trained.weights).hexdigest()
-    steps = len(recorded.rates_rps)
-    return ForecasterCard(
-        model=model,
-        version=f"{now_s:.0f}-{digest[:8]}",
-        forecaster=forecaster.name,
-        trained_at_s=now_s,
-        weights_sha256=digest,
-        data_since_s=recorded.until_s - steps * grid.step_s,
-        judged_since_s=recorded.until_s - (steps - judged_from) * grid.step_s,
-        data_until_s=recorded.until_s,
-        steps=steps,
-        known_steps=recorded.known,
-        step_s=grid.step_s,
-        window_s=grid.window_s,
-        horizon_steps=grid.horizon_steps,
-        seed=seed,
-        started_from=started_from,
-        epochs=trained.epochs,
-        samples=trained.samples,
-        parameters=trained.parameters,
-        validation_loss=trained.validation_loss,
-        losses_rps=losses,
-        losses_by_step_rps={name: pinball_by_step_rps(forecasts, recorded.rates_rps) for name, forecasts in made.items()},
-        promoted=verdict.wins,
-        reason=f"{verdict.reason} over {len(made[forecaster.name])} held-out origins",
+    trainer = Trainer(
+        windows=windows, blobs=blobs, control=control, forecaster=forecaster, grid=grid, time_left_s=time_left_s, events=events
     )
+    return trainer.train_models(names, now_s)
 
 
 def _key(model: str, *parts: str) -> str:
@@ -337,7 +272,3 @@ def _key(model: str, *parts: str) -> str:
 
 def _checkpoint_key(model: str, run: ForecasterRun) -> str:
     return _key(model, "runs", f"{run.begun_at_s:.0f}", "checkpoint.safetensors")
-
-
-def _shipped_name(forecaster: LearnedForecaster) -> str:
-    return f"{forecaster.name} {PRETRAINED}"

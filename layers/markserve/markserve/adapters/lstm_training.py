@@ -18,8 +18,8 @@ from markserve.core.backtest import QUANTILES, History
 from markserve.errors import InferenceFailed, InvalidRequest
 from markserve.ports import TrainedForecaster, TrainingRun
 
-EPOCHS_MAX = 30
-PATIENCE_EPOCHS = 5
+EPOCHS_MAX = 40
+PATIENCE_EPOCHS = 8
 SAMPLES_PER_EPOCH = 4096
 """Origins drawn anew for each epoch: of two weeks, a fifth. An epoch then takes about a second, and a pause costs as little."""
 STEPS_PER_SAMPLE = 12
