@@ -16,11 +16,11 @@ from functions.forecast.app import ForecastCommand, handler, parse, run
 from functions.forecast.train import train
 from markserve import wiring
 from markserve.adapters.lstm import LstmForecaster
-from markserve.adapters.memory import MemoryBlobStore, MemoryControlStore, MemoryMetricsSink, MemoryWindowStore
+from markserve.adapters.memory import MemoryBlobStore, MemoryControlStore, MemoryEventPublisher, MemoryMetricsSink, MemoryWindowStore
 from markserve.core.backtest import QUANTILES, History, Rates
 from markserve.errors import DependencyUnavailable, InferenceFailed, InvalidRequest, Throttled
 from markserve.history import REPORT_DELAY_S, StepGrid, recorded_steps
-from markserve.messages import ArrivalCounts, ForecasterCard, ForecasterPointer, ForecastRecord, MetricsBatch, decode
+from markserve.messages import ArrivalCounts, ForecasterCard, ForecasterPointer, ForecastRecord, MetricsBatch, TrainingPaused, decode
 from markserve.ports import LearnedForecaster, TrainedForecaster, TrainingRun
 from markserve.pretrained import load_pretrained
 from markserve.training import TrainingReport, train_models
@@ -89,7 +89,13 @@ class Stack:
             now_s=self.now_s,
         )
 
-    def train(self, forecaster: LearnedForecaster, *names: str, time_left_s: Callable[[], float] = lambda: inf) -> list[TrainingReport]:
+    def train(
+        self,
+        forecaster: LearnedForecaster,
+        *names: str,
+        time_left_s: Callable[[], float] = lambda: inf,
+        events: MemoryEventPublisher | None = None,
+    ) -> list[TrainingReport]:
         return train_models(
             names or (MODEL,),
             windows=self.windows,
@@ -99,6 +105,7 @@ class Stack:
             grid=GRID,
             now_s=self.now_s,
             time_left_s=time_left_s,
+            events=events,
         )
 
     def decisions(self) -> list[str]:
@@ -296,19 +303,48 @@ def test_training_goes_on_with_the_next_invocation_when_time_is_up() -> None:
     at_once = Stack(stack.windows)
     at_once.now_s = stack.now_s
     (uninterrupted,) = at_once.train(LstmForecaster(step_s=GRID.step_s, epochs_max=4))
+    events = MemoryEventPublisher()
     reports = []
 
     for _ in range(2):
         clock = iter([900.0, 900.0, 900.0, 61.0, 0.0, 0.0])
-        reports += stack.train(LstmForecaster(step_s=GRID.step_s, epochs_max=4), time_left_s=lambda clock=clock: next(clock))
+        reports += stack.train(LstmForecaster(step_s=GRID.step_s, epochs_max=4), time_left_s=lambda clock=clock: next(clock), events=events)
         stack.now_s += 60.0
 
     assert [report.paused for report in reports] == [True, False]
+    assert [(type(event), event.model) for event in events.events] == [(TrainingPaused, MODEL)]
     assert reports[0].reason.startswith("time is up: the run begun at")
     card = decode(stack.blobs.get(f"forecasters/{MODEL}/{reports[1].version}/card.json"), ForecasterCard)
     same = decode(at_once.blobs.get(f"forecasters/{MODEL}/{uninterrupted.version}/card.json"), ForecasterCard)
     assert (card.weights_sha256, card.data_until_s, card.losses_rps) == (same.weights_sha256, same.data_until_s, same.losses_rps)
     assert card.started_from == "pretrained"
+
+
+def test_training_does_not_ask_for_another_invocation_when_this_one_got_nowhere() -> None:
+    stack = Stack()
+    stack.record(ALTERNATING)
+    events = MemoryEventPublisher()
+
+    too_late, not_even_begun = (stack.train(Oracle(), time_left_s=iter([first, 0.0]).__next__, events=events)[0] for first in (61.0, 60.0))
+
+    assert (too_late.paused, not_even_begun.paused) == (True, True)
+    assert events.events == []
+
+
+def test_training_begins_anew_when_its_checkpoint_is_damaged() -> None:
+    stack = Stack()
+    stack.record([round(20 * (1 + 0.8 * sin(2 * pi * step / 16))) for step in range(160)])
+    forecaster = LstmForecaster(step_s=GRID.step_s, epochs_max=2)
+    stack.train(forecaster, time_left_s=iter([900.0, 900.0, 0.0]).__next__)
+    (checkpoint,) = (key for key in stack.blobs.blobs if key.endswith("checkpoint.safetensors"))
+    stack.blobs.put(checkpoint, b"torn")
+
+    (failed,) = stack.train(forecaster)
+    stack.now_s += 1.0
+    (anew,) = stack.train(forecaster)
+
+    assert "the checkpoint does not fit" in failed.reason
+    assert anew.version is not None
 
 
 def test_training_begins_with_the_unfinished_then_with_the_one_trained_longest_ago_when_time_is_short() -> None:
