@@ -517,7 +517,7 @@ def _forget_ports() -> None:
     ("event", "answer", "event_logged"),
     [
         (json.loads((EVENTS / "forecast_request.json").read_text()), "forecasts", []),
-        ({"action": "train", "model": MODEL}, "trained", ["forecaster_training_failed"]),
+        (json.loads((EVENTS / "forecast_train.json").read_text()), "trained", ["forecaster_training_failed"]),
     ],
 )
 def test_forecast_handler_answers_by_model_when_it_is_invoked(event: dict[str, str], answer: str, event_logged: list[str]) -> None:
