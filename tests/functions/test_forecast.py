@@ -23,7 +23,7 @@ from markserve.history import REPORT_DELAY_S, StepGrid, recorded_steps
 from markserve.messages import ArrivalCounts, ForecasterCard, ForecasterPointer, ForecastRecord, MetricsBatch, TrainingPaused, decode
 from markserve.ports import LearnedForecaster, TrainedForecaster, TrainingRun
 from markserve.pretrained import load_pretrained
-from markserve.training import TrainingReport, train_models
+from markserve.training import TrainingReport, serving_weights, train_models
 from tests.builders import MODEL, NOW_S, a_model_record
 
 GRID = StepGrid(window_s=1.0, step_s=5.0, horizon_steps=4)
@@ -360,6 +360,19 @@ def test_training_begins_with_the_unfinished_then_with_the_one_trained_longest_a
 
     assert (first.model, first.paused) == ("a", False)
     assert (second.model, second.paused, second.reason) == ("b", True, "no time left; the next invocation trains it")
+
+
+def test_weights_to_serve_are_the_shipped_until_some_are_promoted() -> None:
+    stack = Stack()
+    stack.record(ALTERNATING)
+    card, shipped = load_pretrained()
+
+    before = serving_weights(MODEL, blobs=stack.blobs, grid=GRID)
+    (report,) = stack.train(Oracle(10.0))
+    after = serving_weights(MODEL, blobs=stack.blobs, grid=GRID)
+
+    assert before == (f"lstm {card.version}", shipped)
+    assert after == (f"oracle {report.version}", stack.blobs.get(f"forecasters/{MODEL}/{report.version}/weights.safetensors"))
 
 
 def test_training_serves_the_shipped_weights_when_refining_them_does_not_help() -> None:

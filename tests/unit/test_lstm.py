@@ -188,6 +188,16 @@ def test_lstm_expects_nothing_when_there_were_only_zeros(steps: int) -> None:
     assert forecast_at([0.0] * steps) == dict.fromkeys(QUANTILES, (0.0,) * HORIZON)
 
 
+def test_lstm_forgets_an_impossible_count_of_the_day_before_yesterday() -> None:
+    history = a_load(3 * DAY)
+    history[100] = 1e300
+
+    rates = forecast_at(history)
+
+    assert 5.0 < min(rates[0.5]) <= max(rates[0.5]) < 100.0
+    assert all(isfinite(rate) for rate in rates[0.99])
+
+
 @pytest.mark.parametrize("steps", [1, 30, 3 * DAY])
 def test_lstm_stays_near_a_constant_load(steps: int) -> None:
     rates = forecast_at([50.0] * steps)

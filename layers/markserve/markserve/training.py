@@ -62,6 +62,24 @@ def promoted_forecaster(model: str, *, blobs: BlobStore, grid: StepGrid) -> tupl
     return card, weights
 
 
+def serving_weights(model: str, *, blobs: BlobStore, grid: StepGrid) -> tuple[str, bytes]:
+    """Return name and weights of the trained forecaster to run beside the simple ones: the promoted, else the shipped.
+
+    The shipped weights need no history to have been trained on, so a trained forecaster can compete from the first hour.
+
+    Raises
+    ------
+    InvalidRequest, InferenceFailed
+        As `promoted_forecaster`, or if the shipped weights are not those of their card.
+    """
+    promoted = promoted_forecaster(model, blobs=blobs, grid=grid)
+    if promoted is not None:
+        card, weights = promoted
+        return f"{card.forecaster} {card.version}", weights
+    shipped, weights = load_pretrained()
+    return f"{shipped.forecaster} {shipped.version}", weights
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingReport:
     """What came of one model's training."""

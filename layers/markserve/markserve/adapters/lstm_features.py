@@ -21,7 +21,7 @@ from markserve.core.backtest import History
 from markserve.errors import InvalidRequest
 
 FINE_STEPS = 60
-"""Steps that the encoder sees one by one. Twice as many did not lower the loss on generated workloads."""
+"""Steps that the encoder sees one by one."""
 COARSE_BLOCKS, COARSE_BLOCK_STEPS = 48, 30
 """Before that: the last day, in half hours."""
 CONTEXT_STEPS = COARSE_BLOCKS * COARSE_BLOCK_STEPS
@@ -32,6 +32,10 @@ EARLIER_DAYS, EARLIER_HOURS = 7, 24
 """Seasons that are averaged: a week of days, a day of hours (what jobs started by a clock do at each minute of an hour)."""
 SPREAD_FLOOR = 0.01
 """Least spread, relative and in square roots: 2 % of the rate. A constant load is not constant for ever."""
+OUTLIER = 1e8
+"""A rate this many times the median of the positive ones is a broken counter; next to it sums would lose all others."""
+UNITS_MAX = 100.0
+"""What lies further above the present scale, 10,000 times its rate, says nothing about it and would drown what does."""
 HORIZON_MAX = 60
 """Steps ahead that the lags can serve: a lag of an hour must not reach past the origin."""
 STEP_MAX_S = 1200.0
@@ -135,8 +139,9 @@ class Lookback:
         wrong = next((i for i, rate in enumerate(history) if rate is not None and not 0 <= rate < math.inf), None)
         if wrong is not None:
             raise InvalidRequest(f"step {wrong} of the history is {history[wrong]}: rates must be finite and not negative")
-        self._steps = len(rates)
         self._season = season
+        if (rates > 0).any():
+            rates = rates.clamp(max=OUTLIER * float(rates[rates > 0].median()))
         # By the peak first, so that no sum overflows; the origin's scale cancels it.
         self._peak = float(rates.nan_to_num(0.0).max()) if len(rates) else 0.0
         # Time runs from `_pad` on, and what lies before it is unknown; the end is padded by a horizon.
@@ -157,7 +162,8 @@ class Lookback:
         spreads = torch.stack([column[name][now] for name in SPREADS], dim=-1) / unit[:, 0]
         later = torch.stack([column[name][at] for name in AHEAD], dim=-1) / unit
         candidates = torch.cat([anchors.unsqueeze(1).expand(-1, at.shape[1], -1), self._seasonal(now, at)], dim=-1) / unit
-        scales = torch.cat([spreads.unsqueeze(1).expand(-1, at.shape[1], -1), later[..., :2]], dim=-1)
+        candidates = candidates.clamp(max=UNITS_MAX)
+        scales = torch.cat([spreads.unsqueeze(1).expand(-1, at.shape[1], -1), later[..., :2]], dim=-1).clamp(max=UNITS_MAX)
         base = anchors[:, :1].unsqueeze(1) / unit  # the last known step
         steps = (at - now.unsqueeze(1)).double().unsqueeze(-1)
         step_unit = spreads[:, :1].nan_to_num(0.0).unsqueeze(1) + SPREAD_FLOOR
@@ -171,6 +177,7 @@ class Lookback:
         past = now.unsqueeze(1) + torch.arange(1 - FINE_STEPS, 1)
         blocks = now.unsqueeze(1) + COARSE_BLOCK_STEPS * torch.arange(1 - COARSE_BLOCKS, 1)
         fine = torch.stack([self._roots[past], _earlier(self._roots, past, season.day), column["hours"][past]], dim=-1) / unit
+        fine = fine.clamp(-UNITS_MAX, UNITS_MAX)
         coarse = torch.stack([column["block_mean"][blocks], column["block_max"][blocks]], dim=-1) / unit
         return Samples(
             fine=torch.cat([fine.nan_to_num(0.0), (~fine[..., :2].isnan()).double()], dim=-1).float(),

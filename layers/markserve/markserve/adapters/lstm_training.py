@@ -21,7 +21,7 @@ from markserve.ports import TrainedForecaster, TrainingRun
 EPOCHS_MAX = 40
 PATIENCE_EPOCHS = 8
 SAMPLES_PER_EPOCH = 4096
-"""Origins drawn anew for each epoch: of two weeks, a fifth. An epoch then takes about a second, and a pause costs as little."""
+"""Origins drawn anew for each epoch: of two weeks, a fifth. An epoch then takes about half a second, and a pause costs as little."""
 STEPS_PER_SAMPLE = 12
 """Steps ahead drawn for each: neighbours teach the same."""
 BATCH_SAMPLES = 256
