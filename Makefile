@@ -10,10 +10,10 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-fast check format up down status clean pr
+.PHONY: help setup demo test test-fast check format pretrain-lstm bench-lstm up down status clean pr
 
 help: ## Print this help
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 setup: $(STAMP) ## Create .venv and install everything
 
@@ -42,6 +42,13 @@ check: setup ## Lint, format check, types, template; edits nothing
 format: setup ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+pretrain-lstm: setup ## Make the LSTM's shipped weights again, from generated workloads (3 minutes)
+	$(BIN)/python -m benchmarks.pretrain_lstm
+
+bench-lstm: setup ## Judge the LSTM on the developers' traces, and time it
+	$(BIN)/python -m benchmarks.lstm compare
+	$(BIN)/python -m benchmarks.lstm speed
 
 up: setup ## Start the local system and keep it running
 	$(BIN)/markserve up

@@ -9,7 +9,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from markserve.messages import Action, InferenceRequest, InstanceDrained, InstanceReady, Message, MetricsBatch, SloAtRisk, decode, encode
+from markserve.messages import (
+    Action,
+    ForecastDrifted,
+    InferenceRequest,
+    InstanceDrained,
+    InstanceReady,
+    Message,
+    MetricsBatch,
+    SloAtRisk,
+    decode,
+    encode,
+)
 
 EVENTS = Path(__file__).resolve().parents[2] / "events"
 TRIGGERS = {
@@ -19,6 +30,8 @@ TRIGGERS = {
     "api_async_infer",
     "ingest_sqs",
     "forecast_request",
+    "forecast_train",
+    "forecast_drifted",
     "plan_request",
     "lifecycle_launch",
     "lifecycle_drain",
@@ -52,7 +65,12 @@ def test_actions_are_what_a_plan_holds(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message_type"),
-    [("lifecycle_instance_ready", InstanceReady), ("lifecycle_instance_drained", InstanceDrained), ("slo_at_risk", SloAtRisk)],
+    [
+        ("lifecycle_instance_ready", InstanceReady),
+        ("lifecycle_instance_drained", InstanceDrained),
+        ("slo_at_risk", SloAtRisk),
+        ("forecast_drifted", ForecastDrifted),
+    ],
 )
 def test_bus_events_carry_the_message_their_detail_type_names(name: str, message_type: type[Message]) -> None:
     envelope = event(name)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from local.deployer import load_template, user_data_environment
-from markserve import errors
+from markserve import errors, messages
 from markserve.core.tunables import Tunables, parse_tunable, tunable_names
 from markserve.settings import Settings
 
@@ -163,11 +163,23 @@ def test_parameters_start_with_the_defaults_of_the_code() -> None:
 def test_nothing_that_costs_money_by_the_hour_is_on_by_default() -> None:
     defaults = {name: parameter.get("Default") for name, parameter in TEMPLATE["Parameters"].items()}
 
-    assert (defaults["ControlEnabled"], defaults["LaunchesEnabled"]) == ("false", "false")
-    assert all(
-        properties["State"] == {"Fn::If": ["ControlIsEnabled", "ENABLED", "DISABLED"]}
-        for properties in of_type("AWS::Scheduler::Schedule").values()
-    )
+    assert (defaults["ControlEnabled"], defaults["LaunchesEnabled"], defaults["TrainingEnabled"]) == ("false", "false", "false")
+    switches = {name: properties["State"] for name, properties in of_type("AWS::Scheduler::Schedule").items()}
+    switches["TrainingRule"] = RESOURCES["TrainingRule"]["Properties"]["State"]
+    assert switches == {
+        "ControlSchedule": {"Fn::If": ["ControlIsEnabled", "ENABLED", "DISABLED"]},
+        "TrainingSchedule": {"Fn::If": ["TrainingIsEnabled", "ENABLED", "DISABLED"]},
+        "TrainingRule": {"Fn::If": ["TrainingIsEnabled", "ENABLED", "DISABLED"]},
+    }
+
+
+def test_training_follows_the_events_that_ask_for_it_and_names_the_model() -> None:
+    rule = RESOURCES["TrainingRule"]["Properties"]
+    transformer = rule["Targets"][0]["InputTransformer"]
+
+    assert all(issubclass(getattr(messages, name), messages.Message) for name in rule["EventPattern"]["detail-type"])
+    assert transformer["InputPathsMap"] == {"model": "$.detail.model"}
+    assert json.loads(transformer["InputTemplate"].replace("<model>", '"digits"')) == {"action": "train", "model": "digits"}
 
 
 # --- state machine --------------------------------------------------------------------------------------------------

@@ -2,25 +2,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from math import pi, sin
+from dataclasses import replace
+from math import inf, pi, sin
 from pathlib import Path
 from types import SimpleNamespace
 
 import boto3
 import pytest
 from moto import mock_aws
+from safetensors.torch import load, save
 
 from functions.forecast.app import ForecastCommand, handler, parse, run
 from functions.forecast.train import train
 from markserve import wiring
 from markserve.adapters.lstm import LstmForecaster
-from markserve.adapters.memory import MemoryBlobStore, MemoryControlStore, MemoryMetricsSink, MemoryWindowStore
+from markserve.adapters.memory import MemoryBlobStore, MemoryControlStore, MemoryEventPublisher, MemoryMetricsSink, MemoryWindowStore
 from markserve.core.backtest import QUANTILES, History, Rates
 from markserve.errors import DependencyUnavailable, InferenceFailed, InvalidRequest, Throttled
 from markserve.history import REPORT_DELAY_S, StepGrid, recorded_steps
-from markserve.messages import ArrivalCounts, ForecasterCard, ForecasterPointer, ForecastRecord, MetricsBatch, decode
-from markserve.ports import LearnedForecaster, TrainedForecaster
-from markserve.training import TrainingReport, train_models
+from markserve.messages import ArrivalCounts, ForecasterCard, ForecasterPointer, ForecastRecord, MetricsBatch, TrainingPaused, decode
+from markserve.ports import LearnedForecaster, TrainedForecaster, TrainingRun
+from markserve.pretrained import load_pretrained
+from markserve.training import TrainingReport, serving_weights, train_models
 from tests.builders import MODEL, NOW_S, a_model_record
 
 GRID = StepGrid(window_s=1.0, step_s=5.0, horizon_steps=4)
@@ -38,9 +41,11 @@ class Oracle:
         self.rate_rps = rate_rps
         self.fault = fault
 
-    def train(self, history: History, *, horizon_steps: int, seed: int) -> TrainedForecaster:
+    def train(self, history: History, *, horizon_steps: int, seed: int, training: TrainingRun | None = None) -> TrainedForecaster | None:
         if self.fault is not None:
             raise self.fault
+        if training is not None and not training.keep_going():
+            return None
         weights = f"{horizon_steps} steps, seed {seed}, at {self.rate_rps}".encode()
         return TrainedForecaster(weights=weights, epochs=1, samples=len(history), parameters=1, validation_loss=0.0)
 
@@ -84,7 +89,13 @@ class Stack:
             now_s=self.now_s,
         )
 
-    def train(self, forecaster: LearnedForecaster, *names: str) -> list[TrainingReport]:
+    def train(
+        self,
+        forecaster: LearnedForecaster,
+        *names: str,
+        time_left_s: Callable[[], float] = lambda: inf,
+        events: MemoryEventPublisher | None = None,
+    ) -> list[TrainingReport]:
         return train_models(
             names or (MODEL,),
             windows=self.windows,
@@ -93,6 +104,8 @@ class Stack:
             forecaster=forecaster,
             grid=GRID,
             now_s=self.now_s,
+            time_left_s=time_left_s,
+            events=events,
         )
 
     def decisions(self) -> list[str]:
@@ -267,10 +280,12 @@ def test_training_replaces_a_champion_when_it_can_no_longer_be_loaded() -> None:
 
 def test_training_of_others_goes_on_when_one_diverges() -> None:
     class Diverging(Oracle):
-        def train(self, history: History, *, horizon_steps: int, seed: int) -> TrainedForecaster:
+        def train(
+            self, history: History, *, horizon_steps: int, seed: int, training: TrainingRun | None = None
+        ) -> TrainedForecaster | None:
             if max(rate or 0.0 for rate in history) > 50.0:
                 raise InferenceFailed("diverged")
-            return super().train(history, horizon_steps=horizon_steps, seed=seed)
+            return super().train(history, horizon_steps=horizon_steps, seed=seed, training=training)
 
     stack = Stack()
     stack.record([60] * 40, model="huge")
@@ -280,6 +295,108 @@ def test_training_of_others_goes_on_when_one_diverges() -> None:
     huge, ours = stack.train(Diverging(10.0), "huge", MODEL)
 
     assert (huge.version, huge.reason, ours.promoted) == (None, "diverged", True)
+
+
+def test_training_goes_on_with_the_next_invocation_when_time_is_up() -> None:
+    stack = Stack()
+    stack.record([round(20 * (1 + 0.8 * sin(2 * pi * step / 16))) for step in range(160)])
+    at_once = Stack(stack.windows)
+    at_once.now_s = stack.now_s
+    (uninterrupted,) = at_once.train(LstmForecaster(step_s=GRID.step_s, epochs_max=4))
+    events = MemoryEventPublisher()
+    reports = []
+
+    for _ in range(2):
+        clock = iter([900.0, 900.0, 900.0, 61.0, 0.0, 0.0])
+        reports += stack.train(LstmForecaster(step_s=GRID.step_s, epochs_max=4), time_left_s=lambda clock=clock: next(clock), events=events)
+        stack.now_s += 60.0
+
+    assert [report.paused for report in reports] == [True, False]
+    assert [(type(event), event.model) for event in events.events] == [(TrainingPaused, MODEL)]
+    assert reports[0].reason.startswith("time is up: the run begun at")
+    card = decode(stack.blobs.get(f"forecasters/{MODEL}/{reports[1].version}/card.json"), ForecasterCard)
+    same = decode(at_once.blobs.get(f"forecasters/{MODEL}/{uninterrupted.version}/card.json"), ForecasterCard)
+    assert (card.weights_sha256, card.data_until_s, card.losses_rps) == (same.weights_sha256, same.data_until_s, same.losses_rps)
+    assert card.started_from == "pretrained"
+
+
+def test_training_does_not_ask_for_another_invocation_when_this_one_got_nowhere() -> None:
+    stack = Stack()
+    stack.record(ALTERNATING)
+    events = MemoryEventPublisher()
+
+    too_late, not_even_begun = (stack.train(Oracle(), time_left_s=iter([first, 0.0]).__next__, events=events)[0] for first in (61.0, 60.0))
+
+    assert (too_late.paused, not_even_begun.paused) == (True, True)
+    assert events.events == []
+
+
+def test_training_begins_anew_when_its_checkpoint_is_damaged() -> None:
+    stack = Stack()
+    stack.record([round(20 * (1 + 0.8 * sin(2 * pi * step / 16))) for step in range(160)])
+    forecaster = LstmForecaster(step_s=GRID.step_s, epochs_max=2)
+    stack.train(forecaster, time_left_s=iter([900.0, 900.0, 0.0]).__next__)
+    (checkpoint,) = (key for key in stack.blobs.blobs if key.endswith("checkpoint.safetensors"))
+    stack.blobs.put(checkpoint, b"torn")
+
+    (failed,) = stack.train(forecaster)
+    stack.now_s += 1.0
+    (anew,) = stack.train(forecaster)
+
+    assert "the checkpoint does not fit" in failed.reason
+    assert anew.version is not None
+
+
+def test_training_begins_with_the_unfinished_then_with_the_one_trained_longest_ago_when_time_is_short() -> None:
+    stack = Stack()
+    for name in ("b", "a"):
+        stack.record(ALTERNATING, model=name)
+        stack.now_s -= 200.0
+    stack.now_s += 200.0
+    stack.train(Oracle(), "b")
+
+    clock = iter([900.0, 900.0, 0.0])
+    first, second = stack.train(Oracle(), "b", "a", time_left_s=lambda: next(clock))
+
+    assert (first.model, first.paused) == ("a", False)
+    assert (second.model, second.paused, second.reason) == ("b", True, "no time left; the next invocation trains it")
+
+
+def test_weights_to_serve_are_the_shipped_until_some_are_promoted() -> None:
+    stack = Stack()
+    stack.record(ALTERNATING)
+    card, shipped = load_pretrained()
+
+    before = serving_weights(MODEL, blobs=stack.blobs, grid=GRID)
+    (report,) = stack.train(Oracle(10.0))
+    after = serving_weights(MODEL, blobs=stack.blobs, grid=GRID)
+
+    assert before == (f"lstm {card.version}", shipped)
+    assert after == (f"oracle {report.version}", stack.blobs.get(f"forecasters/{MODEL}/{report.version}/weights.safetensors"))
+
+
+def test_training_serves_the_shipped_weights_when_refining_them_does_not_help() -> None:
+    class Worsening(LstmForecaster):
+        """Refines into what forecasts zero."""
+
+        def train(
+            self, history: History, *, horizon_steps: int, seed: int, training: TrainingRun | None = None
+        ) -> TrainedForecaster | None:
+            made = super().train(history, horizon_steps=horizon_steps, seed=seed, training=training)
+            assert made is not None
+            tensors = load(made.weights)
+            tensors["head.bias"] -= 50.0
+            return replace(made, weights=save(tensors))
+
+    stack = Stack()
+    stack.record(ALTERNATING * 2)
+
+    (report,) = stack.train(Worsening(step_s=GRID.step_s, epochs_max=1))
+
+    assert report.version is not None
+    assert stack.blobs.get(f"forecasters/{MODEL}/{report.version}/weights.safetensors") == load_pretrained()[1]
+    card = decode(stack.blobs.get(f"forecasters/{MODEL}/{report.version}/card.json"), ForecasterCard)
+    assert (card.epochs, card.losses_rps["lstm"]) == (0, card.losses_rps["lstm pretrained"])
 
 
 def test_trained_forecaster_hands_over_when_it_does_worse_than_a_simple_one_since() -> None:
@@ -362,7 +479,7 @@ def test_simple_forecaster_serves_when_the_trained_one_was_made_for_other_steps(
 def test_lstm_is_trained_promoted_and_serves_when_load_follows_a_pattern() -> None:
     stack = Stack()
     stack.record([round(20 * (1 + 0.8 * sin(2 * pi * step / 16))) for step in range(160)])
-    forecaster = LstmForecaster()
+    forecaster = LstmForecaster(step_s=GRID.step_s)
 
     (report,) = stack.train(forecaster)
     (record,) = stack.forecast(forecaster=forecaster)
@@ -413,7 +530,7 @@ def _forget_ports() -> None:
     ("event", "answer", "event_logged"),
     [
         (json.loads((EVENTS / "forecast_request.json").read_text()), "forecasts", []),
-        ({"action": "train", "model": MODEL}, "trained", ["forecaster_training_failed"]),
+        (json.loads((EVENTS / "forecast_train.json").read_text()), "trained", ["forecaster_training_failed"]),
     ],
 )
 def test_forecast_handler_answers_by_model_when_it_is_invoked(event: dict[str, str], answer: str, event_logged: list[str]) -> None:

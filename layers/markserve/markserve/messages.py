@@ -349,6 +349,17 @@ class ForecasterCard(Message, frozen=True, kw_only=True):
     """The same by step ahead; None where no outcome was known."""
     promoted: bool
     reason: str
+    started_from: str = "random"
+    """Weights that were refined: random or pretrained (those that ship)."""
+
+
+class ForecasterRun(Message, frozen=True, kw_only=True):
+    """A training that may take several invocations."""
+
+    begun_at_s: float
+    """The windows are read as of this instant, whoever goes on."""
+    seed: int
+    finished: bool = False
 
 
 class ForecasterPointer(Message, frozen=True, kw_only=True):
@@ -402,6 +413,22 @@ class SloAtRisk(Message, frozen=True, kw_only=True):
     attainment: float
     objective: float
     requests: int
+    reason: str
+
+
+class ForecastDrifted(Message, frozen=True, kw_only=True):
+    """Event: a model's forecasts have become worse than they were; its forecaster is trained anew."""
+
+    model: str
+    at_s: float
+    reason: str
+
+
+class TrainingPaused(Message, frozen=True, kw_only=True):
+    """Event: a training ran out of time and goes on with the next invocation."""
+
+    model: str
+    at_s: float
     reason: str
 
 

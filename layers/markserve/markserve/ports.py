@@ -6,7 +6,7 @@ port in memory and is held to the same contract tests as the AWS adapters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -260,6 +260,28 @@ class TrainedForecaster:
     """Loss that chose the epoch, in the forecaster's own scale."""
 
 
+def _go_on() -> bool:
+    return True
+
+
+def _keep_nothing(checkpoint: bytes) -> None:
+    del checkpoint
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingRun:
+    """What a training begins with, and how it may be interrupted and gone on with."""
+
+    start: bytes | None = None
+    """Weights to refine; None begins with random ones."""
+    checkpoint: bytes | None = None
+    """Last state saved by an earlier invocation of the same run."""
+    save: Callable[[bytes], None] = _keep_nothing
+    """Called with the state after each epoch."""
+    keep_going: Callable[[], bool] = _go_on
+    """Asked before each epoch; False ends the invocation, not the run."""
+
+
 class LearnedForecaster(Protocol):
     """A forecaster with weights, as a challenger to the simple ones of `core.forecasting`.
 
@@ -269,8 +291,11 @@ class LearnedForecaster(Protocol):
     @property
     def name(self) -> str: ...
 
-    def train(self, history: History, *, horizon_steps: int, seed: int) -> TrainedForecaster:
-        """Fit, deterministically by seed. Raises `InvalidRequest` with nothing to learn from, `InferenceFailed` on divergence."""
+    def train(self, history: History, *, horizon_steps: int, seed: int, training: TrainingRun | None = None) -> TrainedForecaster | None:
+        """Fit, deterministically by seed; None when told to stop before the end.
+
+        Raises `InvalidRequest` with nothing to learn from, `InferenceFailed` on divergence.
+        """
 
     def forecast(self, weights: bytes, history: History, *, origins: Sequence[int], horizon_steps: int) -> dict[int, Rates]:
         """Rates by origin; origins it cannot forecast from are absent. Raises `InferenceFailed`."""

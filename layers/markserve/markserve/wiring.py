@@ -200,7 +200,7 @@ def learned_forecaster() -> LearnedForecaster:
     """Build the forecaster with weights; needs torch."""
     from markserve.adapters.lstm import LstmForecaster
 
-    return LstmForecaster()
+    return LstmForecaster(step_s=settings().step_s)
 
 
 def model_runner(record: ModelRecord, *, tier: Tier, threads: int = 1) -> ModelRunner:
