@@ -55,17 +55,16 @@ def show(
         return
     emit_table(
         f"{len(entries)} of {len(catalog.entries)} instance types in {catalog.region} ({catalog.operating_system})",
-        ("type", "category", "vCPU", "memory", "arch", "GPU", "on demand", "typical spot", "interrupted a month"),
+        ("type", "vCPU", "GiB", "arch", "GPU", "on demand $/h", "typical spot $/h", "interrupted monthly"),
         [
             (
                 e.instance_type,
-                e.category,
                 e.vcpu,
-                f"{e.memory_gib:g} GiB",
+                f"{e.memory_gib:g}",
                 e.arch,
                 f"{e.gpu_count} x {e.gpu}" if e.gpu else None,
-                f"${e.price_usd_per_hour:.4f}/h",
-                f"${e.typical_spot_usd_per_hour:.4f}/h",
+                f"{e.price_usd_per_hour:.4f}",
+                f"{e.typical_spot_usd_per_hour:.4f}",
                 e.interruption_band,
             )
             for e in entries
@@ -132,7 +131,8 @@ def _wanted(types: str | None, shipped: Catalog, *, every: bool) -> tuple[str, .
     names = tuple(dict.fromkeys(name.strip() for name in types.split(",") if name.strip()))
     wrong = [name for name in names if not INSTANCE_TYPE.fullmatch(name)]
     if wrong or not names:
-        raise Problem(f"{', '.join(wrong) or types!r} is not an instance type", next_step="such as c7g.large,g6.xlarge", code=BAD_USAGE)
+        said = ", ".join(repr(name) for name in wrong or [types])
+        raise Problem(f"{said}: not an instance type", next_step="give names such as c7g.large,g6.xlarge", code=BAD_USAGE)
     return names
 
 
@@ -212,6 +212,7 @@ def _write(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
         os.replace(beside, path)  # whole or not at all
     except OSError as error:
+        beside.unlink(missing_ok=True)
         raise Problem(f"{path}: {error.strerror}", next_step="give another --out", code=BAD_USAGE) from error
 
 

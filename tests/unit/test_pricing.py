@@ -50,7 +50,15 @@ def stubbed() -> Iterator[Stubbed]:
 
 
 def asked_for_products(region: str, **more: object) -> dict[str, object]:
-    fields = {"regionCode": region, "operatingSystem": "Linux", "tenancy": "Shared", "preInstalledSw": "NA", "capacitystatus": "Used"}
+    fields = {
+        "regionCode": region,
+        "operatingSystem": "Linux",
+        "tenancy": "Shared",
+        "preInstalledSw": "NA",
+        "capacitystatus": "Used",
+        "marketoption": "OnDemand",
+        "locationType": "AWS Region",
+    }
     filters = [{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in fields.items()]
     return {"ServiceCode": "AmazonEC2", "FormatVersion": "aws_v1", "Filters": filters, "MaxResults": 100, **more}
 
@@ -222,9 +230,7 @@ def test_specs_of_named_types_are_asked_for_by_the_hundred_and_unknown_ones_are_
     names = [f"c5.{n}xlarge" for n in range(150)]
     for chunk in (names[:100], names[100:]):
         filters = [{"Name": "instance-type", "Values": chunk}]
-        stub.add_response(
-            "describe_instance_types", {"InstanceTypes": [described(chunk[0])]}, {"Filters": filters, "MaxResults": 100}
-        )
+        stub.add_response("describe_instance_types", {"InstanceTypes": [described(chunk[0])]}, {"Filters": filters, "MaxResults": 100})
 
     assert list(Ec2Market(client).specs(names)) == ["c5.0xlarge", "c5.100xlarge"]
 

@@ -36,8 +36,11 @@ LINUX_ON_DEMAND: Mapping[str, str] = {
     "tenancy": "Shared",
     "preInstalledSw": "NA",
     "capacitystatus": "Used",
+    "marketoption": "OnDemand",
+    "locationType": "AWS Region",
 }
-"""Without these, a type has a product per operating system, licence, tenancy and kind of reservation."""
+"""Without these, a type has a product per operating system, licence, tenancy, kind of reservation, and for each Local
+Zone of the region, which is dearer."""
 PAGE_SIZE = 100
 
 THROTTLED = frozenset({"RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequestsException"})
@@ -84,8 +87,12 @@ class _Terms(msgspec.Struct):
     on_demand: dict[str, _Term] = msgspec.field(name="OnDemand", default_factory=dict)
 
 
+class _Attributes(msgspec.Struct, rename="camel"):
+    instance_type: str = ""
+
+
 class _Product(msgspec.Struct):
-    attributes: dict[str, str]
+    attributes: _Attributes
 
 
 class _Document(msgspec.Struct, rename="camel"):
@@ -120,7 +127,7 @@ class AwsPriceList:
         for read, text in enumerate(self._documents(region), start=1):
             document = parse(text)
             published_on = max(published_on, document.publication_date[:10])
-            name, price = document.product.attributes.get("instanceType"), hourly_usd(document)
+            name, price = document.product.attributes.instance_type, hourly_usd(document)
             if name and price is not None:
                 # Should two products share a type, the dearer one: a plan must not cost more than it says.
                 prices[name] = max(price, prices.get(name, 0.0))
