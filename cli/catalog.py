@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -55,7 +55,7 @@ def show(
         return
     emit_table(
         f"{len(entries)} of {len(catalog.entries)} instance types in {catalog.region} ({catalog.operating_system})",
-        ("type", "vCPU", "GiB", "arch", "GPU", "on demand $/h", "typical spot $/h", "interrupted monthly"),
+        ("type", "vCPU", "GiB", "arch", "GPU", "on\ndemand\n$/h", "typical\nspot\n$/h", "inter-\nrupted\nmonthly"),  # fits 80 columns
         [
             (
                 e.instance_type,
@@ -180,7 +180,7 @@ def _adapters(region: str) -> tuple[AwsPriceList, Ec2Market]:
             raise CredentialsRefused("there are no AWS credentials")
         credentials.get_frozen_credentials()  # fetches what a profile, role or login promises
     except BotoCoreError as error:
-        raise CredentialsRefused(f"there are no usable AWS credentials: {error}") from error
+        raise CredentialsRefused(f"there are no usable AWS credentials: {' '.join(str(error).split())}") from error
     config = Config(retries={"mode": "standard"}, connect_timeout=CONNECT_TIMEOUT_S, read_timeout=READ_TIMEOUT_S)
     return (
         AwsPriceList(session.client("pricing", region_name=SERVED_FROM, config=config)),
@@ -212,7 +212,8 @@ def _write(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
         os.replace(beside, path)  # whole or not at all
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
         raise Problem(f"{path}: {error.strerror}", next_step="give another --out", code=BAD_USAGE) from error
 
 

@@ -259,6 +259,28 @@ def test_refresh_fails_when_no_type_is_left(prices: PriceServer, tmp_path: Path)
     assert not out_file.exists()
 
 
+def test_refresh_says_why_when_the_file_cannot_be_written(prices: PriceServer, tmp_path: Path) -> None:
+    (tmp_path / "catalog.json").write_text("as it was")
+    (tmp_path / "catalog.json.part").mkdir()
+
+    result = catalog_command("refresh", "--types", "c5.large", "--out", str(tmp_path / "catalog.json"))
+
+    assert_fails(result, 2, f"{tmp_path / 'catalog.json'}: Is a directory", "next:  give another --out")
+    assert (tmp_path / "catalog.json").read_text() == "as it was"
+
+
+def test_refresh_says_so_on_one_line_when_a_credential_process_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "config"
+    config.write_text("[default]\ncredential_process = sh -c 'printf \"no\\\\nluck\" >&2; exit 1'\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+
+    result = catalog_command("refresh")
+
+    assert_fails(result, 1, "there are no usable AWS credentials", "no luck", "next:  set AWS_PROFILE")
+
+
 def test_refresh_goes_on_when_it_was_throttled_once(prices: PriceServer) -> None:
     prices.errors = [(400, "ThrottlingException", "Rate exceeded")]
 

@@ -177,10 +177,11 @@ def hourly_usd(document: _Document) -> float | None:
 
 def translate(error: ClientError | BotoCoreError, service: str) -> MarkserveError:
     """Say what a failed call means, in one line."""
-    if isinstance(error, NO_CREDENTIALS):
-        return CredentialsRefused(f"no AWS credentials: {error}")
     if not isinstance(error, ClientError):
-        return DependencyUnavailable(f"{service} did not answer: {error}")
+        said = " ".join(str(error).split())
+        if isinstance(error, NO_CREDENTIALS):
+            return CredentialsRefused(f"no AWS credentials: {said}")
+        return DependencyUnavailable(f"{service} did not answer: {said}")
     code = str(error.response.get("Error", {}).get("Code", ""))
     said = " ".join(f"{code}: {error.response.get('Error', {}).get('Message', '')}".split())
     if code in NOT_AUTHENTICATED:
