@@ -10,12 +10,6 @@ import sys
 from typing import Any
 
 from markserve.catalog import load_catalog
-from markserve.core.catalog import CatalogEntry
-
-
-def spot_price_usd_per_hour(entry: CatalogEntry) -> float:
-    """Return the typical spot price of an instance type."""
-    return entry.price_usd_per_hour * (1 - entry.spot_saving)
 
 
 def price_spot_history(history: list[dict[str, Any]], prices_usd_per_hour: dict[str, float]) -> list[dict[str, Any]]:
@@ -37,7 +31,7 @@ def main() -> None:
     from moto.ec2.responses.spot_instances import SpotInstances
     from moto.server import main as serve
 
-    prices = {entry.instance_type: spot_price_usd_per_hour(entry) for entry in load_catalog().entries}
+    prices = {entry.instance_type: entry.typical_spot_usd_per_hour for entry in load_catalog().entries}
     unpriced = SpotInstances.describe_spot_price_history
 
     def priced(self: Any) -> Any:

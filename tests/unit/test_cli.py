@@ -39,6 +39,8 @@ COMMANDS = (
     ["models", "show"],
     ["params", "get"],
     ["params", "set"],
+    ["catalog", "show"],
+    ["catalog", "refresh"],
 )
 METADATA = {
     "name": "digits",

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from importlib.resources import files
 
 import msgspec
 
 from markserve.core.catalog import CatalogEntry
+
+FIELD_ORDER = (
+    "instance_type",
+    "category",
+    "vcpu",
+    "memory_gib",
+    "arch",
+    "gpu",
+    "gpu_count",
+    "price_usd_per_hour",
+    "spot_saving",
+    "interruption_band",
+)
+"""Of an entry in the file."""
 
 
 class Catalog(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,3 +44,15 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True):
 def load_catalog() -> Catalog:
     """Read `data/catalog.json`; a malformed file fails here, naming the field."""
     return msgspec.json.decode(files("markserve.data").joinpath("catalog.json").read_bytes(), type=Catalog)
+
+
+def render_catalog(catalog: Catalog) -> str:
+    """Write a catalog as the shipped file is written: a line per type, so that a refresh reads well as a diff."""
+    head = {name: getattr(catalog, name) for name in Catalog.__struct_fields__ if name != "entries"}
+    lines = [f"  {json.dumps(name)}: {json.dumps(value)}," for name, value in head.items()]
+    entries = [f"    {json.dumps({name: _plain(getattr(entry, name)) for name in FIELD_ORDER})}" for entry in catalog.entries]
+    return "\n".join(["{", *lines, '  "entries": [', ",\n".join(entries), "  ]", "}"]) + "\n"
+
+
+def _plain(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value

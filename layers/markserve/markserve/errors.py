@@ -9,6 +9,8 @@ MarkserveError
 ├── InferenceFailed         the model raised on this request's own input
 ├── InfeasibleSlo           no batch or plan can meet the objective: alarm
 ├── ConfigurationError      fail at start, naming all problems at once
+│   ├── CredentialsRefused  there are none, or AWS does not accept them
+│   └── PermissionDenied    they are good, and do not allow this call
 ├── Transient               retry is right; handlers re-raise it
 │   ├── Throttled
 │   └── DependencyUnavailable
@@ -71,6 +73,14 @@ class InfeasibleSlo(MarkserveError):
 
 class ConfigurationError(MarkserveError):
     """Settings or parameters are missing or out of bounds; lists all problems."""
+
+
+class CredentialsRefused(ConfigurationError):
+    """AWS was not called for lack of credentials, or did not accept those it got."""
+
+
+class PermissionDenied(ConfigurationError):
+    """The credentials are good, but do not allow this call."""
 
 
 class Transient(MarkserveError):

@@ -11,10 +11,24 @@ from dataclasses import dataclass
 
 from markserve.core.types import CapacityType, Offering, require
 
+CATEGORIES = ("general", "compute", "memory", "burstable", "gpu", "inferentia")
+CATEGORY_BY_SERIES: Mapping[str, str] = {
+    "a": "general",
+    "m": "general",
+    "c": "compute",
+    "r": "memory",
+    "u": "memory",
+    "x": "memory",
+    "z": "memory",
+    "t": "burstable",
+}
+"""By the letters that an instance type's name starts with."""
 HOURS_PER_MONTH = 730.0
 INTERRUPTED_PER_MONTH: Mapping[str, float] = {"<5%": 0.025, "5-10%": 0.075, "10-15%": 0.125, "15-20%": 0.175, ">20%": 0.25}
 """Share of spot instances interrupted within a month, by the band that AWS publishes: the middle of the band, and
 25 % for the open one, which AWS does not bound."""
+UNKNOWN_BAND = ">20%"
+"""Assumed where AWS publishes no band: the worst, so that an unknown pool is never preferred for its steadiness."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +56,44 @@ class CatalogEntry:
             self.interruption_band in INTERRUPTED_PER_MONTH,
             f"{self.instance_type}: interruption_band {self.interruption_band!r} is none of {', '.join(INTERRUPTED_PER_MONTH)}",
         )
+
+    @property
+    def typical_spot_usd_per_hour(self) -> float:
+        """Price of a spot hour at the typical saving."""
+        return self.price_usd_per_hour * (1 - self.spot_saving)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InstanceSpec:
+    """What an instance type is, whatever it costs."""
+
+    instance_type: str
+    vcpu: int
+    memory_gib: float
+    arch: str
+    gpu: str | None = None
+    """NVIDIA's; no other is counted as a GPU."""
+    gpu_count: int = 0
+    has_inferentia: bool = False
+
+
+def category_of(spec: InstanceSpec) -> str | None:
+    """Sort an instance type into the catalog's categories; None where it fits none of them.
+
+    An accelerator decides, else the letters that the name starts with. Storage-optimised, HPC, FPGA, media, Trainium and
+    Mac types have no category: they cost more for what no model server here uses.
+
+    >>> category_of(InstanceSpec(instance_type="c7g.large", vcpu=2, memory_gib=4, arch="arm64"))
+    'compute'
+    >>> category_of(InstanceSpec(instance_type="trn1.2xlarge", vcpu=8, memory_gib=32, arch="x86_64")) is None
+    True
+    """
+    if spec.gpu is not None:
+        return "gpu"
+    if spec.has_inferentia:
+        return "inferentia"
+    letters = spec.instance_type[: next((i for i, c in enumerate(spec.instance_type) if not c.isalpha()), None)]
+    return CATEGORY_BY_SERIES.get(letters)
 
 
 def interruption_rate_per_hour(band: str) -> float:
@@ -91,8 +143,7 @@ def offerings(
     pools: list[Offering] = []
     for entry in (known[name] for name in wanted if name in known):
         live = {zone: price for (name, _, zone), price in spot_prices.items() if name == entry.instance_type}
-        typical = entry.price_usd_per_hour * (1 - entry.spot_saving)
-        spot = {zone: live[zone] for zone in zones if zone in live} if live else dict.fromkeys(zones, typical)
+        spot = {zone: live[zone] for zone in zones if zone in live} if live else dict.fromkeys(zones, entry.typical_spot_usd_per_hour)
         for zone in sorted(set(zones)):
             pools.append(
                 Offering(
