@@ -217,14 +217,15 @@ def prepare(
     has_pending = any(i.state is not InstanceState.SERVING for i in own)
     path = path.extended(1 + max((c.ready_step for c in (*offers, *existing)), default=0))
     last = len(path.rates_rps) - 1
+    lead_step = min(last, max((c.ready_step for c in offers), default=last))
     return Prepared(
         demand=demand,
         path=path,
         task=Task(
             model=demand.model,
-            demand_rps=path.rates_rps,
+            demand_rps=_decided_now(path.rates_rps, lead_step),
             step_s=path.horizon.step_s,
-            lead_step=min(last, max((c.ready_step for c in offers), default=last)),
+            lead_step=lead_step,
             spill=demand.spill,
             spot=SpotRules(max_share=_spot_max_share(demand), pools=sum(o.capacity_type is CapacityType.SPOT for o in usable)),
             min_instances=demand.tunables.min_instances,
@@ -269,6 +270,16 @@ def _usable(
 def _capacity_rps(offering: Offering, capacities: Mapping[str, float]) -> float:
     lost_share = min(0.5, offering.interruption_rate_per_hour * offering.launch_overhead_s / 3600)
     return capacities[offering.instance_type] * (1 - lost_share)
+
+
+def _decided_now(rates_rps: Sequence[float], lead_step: int) -> tuple[float, ...]:
+    """Demand that this plan decides for: what rises beyond the first step that a launch reaches can still be launched later.
+
+    Left in, it would be bought now: the plan sees that nothing serves it, and not that the next plan can. How wide the
+    forecast grows with its horizon would then decide what is bought. What is needed at that step pays for as long as
+    demand stays as high, so later steps count up to that rate.
+    """
+    return tuple(rate if step <= lead_step else min(rate, rates_rps[lead_step]) for step, rate in enumerate(rates_rps))
 
 
 def _spot_max_share(demand: ModelDemand) -> float:
