@@ -34,7 +34,7 @@ REFRESH_STEPS = 60
 """An error table and the regression are at most about so old."""
 YOUNG_STEPS = 720
 """Below this length everything due is refreshed in the same step; it is cheap, and much changes."""
-SURPRISE = 1.5
+SURPRISE = 2.5
 """A step this many times further from the median than the 0.99 quantile is no noise."""
 SURPRISES_IN_A_ROW = 2
 _NORMAL = np.array([NormalDist().inv_cdf(quantile) for quantile in QUANTILES])
@@ -174,8 +174,8 @@ class Bank:
 
 
 def _blend(made: Floats, weights: Floats) -> Floats:
-    """Average quantiles by the weights (forecaster, step ahead) of those that could forecast."""
-    share = np.where(np.isnan(made), 0.0, weights[:, :, None])
+    """Average quantiles by the weights of those that could forecast."""
+    share = np.where(np.isnan(made), 0.0, weights)
     total = share.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(np.where(total > 0, (np.nan_to_num(made) * share).sum(axis=0) / total, np.nan))

@@ -17,8 +17,8 @@ SCORED_MIN = 8
 """Outcomes before forecasters are compared."""
 PRIOR_STEPS = 60.0
 """Every forecaster begins as good as persistence, with the weight of so many outcomes."""
-SHARPNESS = 12.0
-"""Combination: a forecaster 8 % worse than the best has 1/e of its weight."""
+SHARPNESS = 25.0
+"""Combination: a forecaster 4 % worse than the best has 1/e of its weight."""
 WORSE_MAX = 1.25
 _LEVELS = np.array(QUANTILES)
 
@@ -61,15 +61,14 @@ def launch_steps(state: BankState) -> list[int]:
 
 
 def combination_weights(state: BankState, combined: int) -> Floats:
-    """Weights by (forecaster, step ahead): they fall exponentially with the loss over the best one's.
+    """Weights by (forecaster, step ahead, quantile): they fall exponentially with the loss over the best one's.
 
     Averaging quantiles of those that are nearly as good cancels errors that they do not share; the pinball loss is convex,
     so the average is never worse than the average loss.
     """
-    reference = state.losses[state.names.index("persistence")].sum(axis=1)
-    scored = np.maximum(state.scored[state.names.index("persistence")], 1.0)
-    prior = PRIOR_STEPS * reference / scored
-    ratio = (state.losses.sum(axis=2) + prior + 1e-12) / (state.reference.sum(axis=2) + prior + 1e-12)
+    reference = state.names.index("persistence")
+    prior = PRIOR_STEPS * state.losses[reference] / np.maximum(state.scored[reference], 1.0)[:, None] + 1e-12
+    ratio = (state.losses + prior) / (state.reference + prior)
     ratio[combined] = np.inf
     excess = ratio / ratio.min(axis=0) - 1
     weights = np.where(excess <= WORSE_MAX - 1, np.exp(-SHARPNESS * excess), 0.0)
