@@ -37,7 +37,10 @@ def simulate(
     end: Annotated[float | None, typer.Option(help="Replay up to this time of the trace.")] = None,
     launch_delay: Annotated[float | None, typer.Option(min=0.0, help="Median launch delay in seconds; default 180.")] = None,
     surge: Annotated[list[str] | None, typer.Option(help="AT:FACTOR:FOR, seconds from the start; may be repeated.")] = None,
-    forecaster: Annotated[str, typer.Option(help="Of mark: best (by back-test), persistence, recent_maximum, damped_trend.")] = "best",
+    forecaster: Annotated[
+        str,
+        typer.Option(help="Of mark: best (by the champion rule) or one of the product's, such as persistence; see docs/forecasting.md."),
+    ] = "best",
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same arrivals, latencies and launch delays.")] = 1,
     requests: Annotated[bool, typer.Option(help="Write requests.parquet, one row per request.")] = True,
     json: Json = False,

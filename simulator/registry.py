@@ -12,6 +12,7 @@ from markserve.catalog import Catalog, load_catalog
 from markserve.core.catalog import offerings
 from markserve.core.types import CapacityType, Forecast, Offering
 from markserve.errors import InvalidRequest
+from simulator.forecasting import forecaster
 from simulator.paper import PaperPolicy
 from simulator.policies import (
     NoInstances,
@@ -19,7 +20,6 @@ from simulator.policies import (
     Policy,
     StaticPolicy,
     View,
-    forecaster,
     foresight,
     no_forecast,
     stack_tunables,

@@ -55,7 +55,9 @@ def choose_champion(costs: Mapping[str, float], *, incumbent: str, fallback: str
     'persistence'
     """
     if not costs:
-        return ChampionChoice(champion=fallback, reason=f"{fallback} serves: too little is known for a back-test", switched=fallback != incumbent)
+        return ChampionChoice(
+            champion=fallback, reason=f"{fallback} serves: too little is known for a back-test", switched=fallback != incumbent
+        )
     best = min(costs, key=lambda name: costs[name])
     stays = incumbent in costs and costs[incumbent] * (1 - SWITCH_MARGIN) <= costs[best]
     champion = incumbent if stays else best

@@ -58,6 +58,8 @@ class DemandPath:
     upper_rps: tuple[float, ...]
     """Upper tail, never below `rates_rps`."""
     reason: str
+    quantile: float | None = None
+    """Quantile of the forecast that is bought for; None without a forecast."""
 
     def extended(self, steps: int) -> DemandPath:
         """Return the path over at least `steps` steps: beyond its end, its last rates hold."""
@@ -69,6 +71,7 @@ class DemandPath:
             rates_rps=self.rates_rps + (self.rates_rps[-1],) * missing,
             upper_rps=self.upper_rps + (self.upper_rps[-1],) * missing,
             reason=self.reason,
+            quantile=self.quantile,
         )
 
 
@@ -156,6 +159,7 @@ def demand_path(
         rates_rps=rates,
         upper_rps=tuple(max(u, r) for u, r in zip(upper, rates, strict=True)),
         reason=reason,
+        quantile=quantile,
     )
 
 

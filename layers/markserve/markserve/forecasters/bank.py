@@ -6,9 +6,10 @@ forecasts whose outcome has just become known are scored, and the error table of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from types import MappingProxyType
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from markserve.forecasters import linear
 from markserve.forecasters.calibration import calibrate, note_coverage, worst_miscalibration
 from markserve.forecasters.points import POINT_FORECASTERS
 from markserve.forecasters.residuals import error_table, origins_to_learn_from, part_of_day
-from markserve.forecasters.scores import combination_weights, costs_of, score
+from markserve.forecasters.scores import combination_weights, costs_of, pinball, score
 from markserve.forecasters.series import DAYS_KEPT, Floats, Ints, Series
 from markserve.forecasters.state import BankState
 
@@ -37,6 +38,12 @@ YOUNG_STEPS = 720
 SURPRISE = 2.5
 """A step this many times further from the median than the 0.99 quantile is no noise."""
 SURPRISES_IN_A_ROW = 2
+REPLAYED_STEPS = 180
+"""History gone through when there is no state: three hours give first scores, in about a second."""
+ADMITTED_STEPS, ADMITTED_ORIGINS = 720, 60
+"""A trained forecaster enters with its scores of the last 12 hours, at so many origins."""
+LearnedForecast = Callable[[Sequence[int]], Mapping[int, Rates]]
+"""A trained forecaster bound to a history: rates by origin, as `ports.LearnedForecaster.forecast` returns them."""
 _NORMAL = np.array([NormalDist().inv_cdf(quantile) for quantile in QUANTILES])
 
 
@@ -55,7 +62,7 @@ class BankForecast:
 
 
 def grid(horizon_steps: int) -> list[int]:
-    """Steps ahead that are forecast for this horizon.
+    """Return the steps ahead that are forecast for this horizon.
 
     >>> grid(4), grid(11)[-2:]
     ([1, 2, 3, 4], [10, 11])
@@ -64,9 +71,8 @@ def grid(horizon_steps: int) -> list[int]:
     return [*inner, horizon_steps]
 
 
-def new_state(*, horizon_steps: int, until_s: float, step_s: float, day: int) -> BankState:
+def new_state(*, horizon_steps: int, until_s: float, step_s: float) -> BankState:
     """Begin; the absolute step counts from the epoch, so that its remainder by a day is the time of day."""
-    del day
     return BankState.new(list(OWN), grid(horizon_steps), until_s=until_s, until_step=round(until_s / step_s))
 
 
@@ -95,7 +101,7 @@ class Bank:
         said = state.pending[slots[at], :, at].astype(np.float64)  # (due step ahead, forecaster, quantile)
         self._notice_surprise(root, said, at)
         score(state, root, said, at)
-        calibrate(state, root, said, at, state.pending_volatility[slots[at]])
+        calibrate(state, root, said, at)
         note_coverage(state, root, state.served[slots[at], at].astype(np.float64), at)
 
     def _notice_surprise(self, root: float, said: Floats, at: Ints) -> None:
@@ -147,29 +153,65 @@ class Bank:
             return np.full((len(origins), len(self._ahead)), np.nan)
         return linear.predict(self._series, origins, self._ahead, self._state.weights)
 
-    def forecast(self, learned: Mapping[str, Rates]) -> Floats:
+    def _uncalibrated(self, name: str, origins: Ints) -> Floats:
+        """Paths of one of our own with the quantiles of its errors, (origin, step ahead, quantile)."""
+        state, series = self._state, self._series
+        position = state.names.index(name)
+        paths = self._paths(name, origins)[:, :, None]
+        parts = part_of_day(origins + state.until_step - len(series), series.day)
+        drift = PRIOR_DRIFT**2 * np.minimum(self._ahead, PRIOR_DRIFT_STEPS)[:, None]
+        prior = np.sqrt(0.25 / self._window_s + drift * paths**2) * _NORMAL
+        learnt = series.volatility(origins)[:, None, None] * state.tables[position][parts]
+        return np.asarray(paths + prior + state.trust[position] * (learnt - prior))
+
+    def admit(self, name: str, forecast: LearnedForecast) -> None:
+        """Take in a trained forecaster, with the score of what it would have said over the last hours.
+
+        It is compared with persistence as it would have been at the same origins with today's error table, which flatters
+        persistence a little.
+        """
+        state, series = self._state, self._series
+        position = state.admit(name)
+        last = len(series) - int(self._ahead[-1])
+        first = max(1, last - ADMITTED_STEPS)
+        stride = max(1, -(-(last - first) // ADMITTED_ORIGINS))
+        origins = np.arange(first, max(first, last), stride)
+        made = forecast([int(origin) for origin in origins])
+        origins = np.array([origin for origin in origins if int(origin) in made], dtype=np.int64)
+        if not len(origins):
+            return
+        outcome = series.at(origins[:, None] + self._ahead - 1)[:, :, None] ** 2
+        said = np.stack([self._on_grid(made[int(origin)]) for origin in origins]) ** 2
+        reference = _sane(self._uncalibrated(REFUGE, origins)) ** 2
+        known = ~np.isnan(outcome + said + reference)
+        state.losses[position] = stride * np.where(known, pinball(outcome, said), 0.0).sum(axis=0)
+        state.reference[position] = stride * np.where(known, pinball(outcome, reference), 0.0).sum(axis=0)
+        state.scored[position] = stride * known[:, :, 0].sum(axis=0)
+        state.unit[position] = state.unit[state.names.index(REFUGE)]
+
+    def _on_grid(self, rates: Rates) -> Floats:
+        return np.sqrt(np.maximum([[rates[quantile][ahead - 1] for quantile in QUANTILES] for ahead in self._state.ahead], 0.0))
+
+    def forecast(self, learned: Mapping[str, LearnedForecast]) -> Floats:
         """Forecast with every forecaster, calibrated: (forecaster, step ahead, quantile) in square roots, NaN where one cannot."""
         state, series = self._state, self._series
         now = np.array([len(series)])
         volatility = float(series.volatility(now)[0])
-        part = int(part_of_day(np.array([state.until_step]), series.day)[0])
         made = np.full((len(state.names), len(self._ahead), len(QUANTILES)), np.nan)
         for name in OWN:
-            if name == COMBINATION:
-                continue
-            position = state.names.index(name)
-            path = self._paths(name, now)[0]
-            prior = np.sqrt(0.25 / self._window_s + PRIOR_DRIFT**2 * path**2 * np.minimum(self._ahead, PRIOR_DRIFT_STEPS))
-            trust = state.trust[position]
-            made[position] = path[:, None] + trust * volatility * state.tables[position, part] + (1 - trust) * prior[:, None] * _NORMAL
-        for name, rates in learned.items():
-            made[state.names.index(name)] = np.sqrt([[max(rates[q][h - 1], 0.0) for q in QUANTILES] for h in state.ahead])
+            if name != COMBINATION:
+                made[state.names.index(name)] = self._uncalibrated(name, now)[0]
+        for name, forecast in learned.items():
+            rates = forecast([len(series)])
+            if len(series) in rates:
+                made[state.names.index(name)] = self._on_grid(rates[len(series)])
+        made[~np.isfinite(made).all(axis=(1, 2))] = np.nan
         made = _sane(made + state.offsets * volatility)
         combined = state.names.index(COMBINATION)
         blend = _blend(made, combination_weights(state, combined))
         made[combined] = _sane(blend + state.offsets[combined] * volatility)
         slot = state.until_step % len(state.pending_at)
-        state.pending[slot], state.pending_at[slot], state.pending_volatility[slot] = made, state.until_step, volatility
+        state.pending[slot], state.pending_at[slot] = made, state.until_step
         return made
 
 
@@ -195,8 +237,9 @@ def step(
     quantile: float,
     until_s: float,
     step_s: float,
-    learned: Callable[[], Mapping[str, Rates]] = dict,
     horizon_steps: int,
+    learned: Mapping[str, LearnedForecast] = MappingProxyType({}),
+    serve: str | None = None,
 ) -> BankForecast:
     """Advance the state to the end of this history and forecast from there.
 
@@ -212,13 +255,14 @@ def step(
     quantile
         The quantile that the planner buys for, by which the champion is chosen.
     learned
-        Forecasts of trained forecasters from here, by name; called once.
+        Trained forecasters by name. An origin counts steps of the series, which is the history's last `DAYS_KEPT` days.
+    serve
+        Let this forecaster serve whenever it can, instead of the champion.
     """
-    rates_rps = rates_rps[-DAYS_KEPT * day :]
-    series = Series.of(rates_rps, day)
+    series = Series.of(rates_rps[-DAYS_KEPT * day :], day)
     bank = Bank(state, series, window_s=window_s)
     passed = round((until_s - state.until_s) / step_s)
-    if passed < 0 or passed > len(rates_rps):
+    if passed < 0 or passed > max(len(series), 1):
         state.pending_at[:] = -1
         state.until_step = round(until_s / step_s)
     else:
@@ -228,11 +272,33 @@ def step(
     if not np.nansum(rates_rps) > 0:
         return _nothing_known(rates_rps, horizon_steps)
     bank.refresh()
-    trained = learned()
-    for name in trained:
-        state.admit(name)
-    made = bank.forecast(trained)
-    return _served(state, made, quantile=quantile, horizon_steps=horizon_steps)
+    for name in [name for name in state.names if name not in OWN and name not in learned]:
+        state.dismiss(name)
+    for name, one in learned.items():
+        if name not in state.names:
+            bank.admit(name, one)
+    made = bank.forecast(learned)
+    return _served(state, made, quantile=quantile, horizon_steps=horizon_steps, serve=serve)
+
+
+def replay(
+    rates_rps: Floats, *, day: int, window_s: float, quantile: float, until_s: float, step_s: float, horizon_steps: int
+) -> BankState:
+    """Begin with a history at hand: go through its last steps as if they had just come, so that scores are not empty."""
+    back = min(REPLAYED_STEPS, max(0, len(rates_rps) - 1))
+    state = new_state(horizon_steps=horizon_steps, until_s=until_s - back * step_s, step_s=step_s)
+    for left in range(back, 0, -1):
+        step(
+            state,
+            rates_rps[: len(rates_rps) - left],
+            day=day,
+            window_s=window_s,
+            quantile=quantile,
+            until_s=until_s - left * step_s,
+            step_s=step_s,
+            horizon_steps=horizon_steps,
+        )
+    return state
 
 
 def _nothing_known(rates_rps: Floats, horizon_steps: int) -> BankForecast:
@@ -240,20 +306,24 @@ def _nothing_known(rates_rps: Floats, horizon_steps: int) -> BankForecast:
     return BankForecast(
         rates_rps=dict.fromkeys(QUANTILES, (0.0,) * horizon_steps),
         forecaster="none",
-        reason=f"no arrivals in {known} known steps, so none are expected" if known else "no arrivals are recorded yet, so none are expected",
+        reason=f"no arrivals in {known} known steps, so none are expected"
+        if known
+        else "no arrivals are recorded yet, so none are expected",
         costs={},
         switched_from=None,
         calibration_error=None,
     )
 
 
-def _served(state: BankState, made: Floats, *, quantile: float, horizon_steps: int) -> BankForecast:
+def _served(state: BankState, made: Floats, *, quantile: float, horizon_steps: int, serve: str | None) -> BankForecast:
     able = {name for position, name in enumerate(state.names) if not np.isnan(made[position]).any()}
     costs = {name: cost for name, cost in costs_of(state, quantile).items() if name in able}
     choice = choose_champion(costs, incumbent=state.champion, fallback=SAFE, quantile=quantile)
     before, state.champion = state.champion, choice.champion
     serving, reason = choice.champion, choice.reason
-    if abs(state.surprises) >= SURPRISES_IN_A_ROW or state.surprises < 0:
+    if serve is not None:
+        serving, reason = (serve, "set") if serve in able else (SAFE, f"{serve} knows too little yet")
+    elif state.surprises >= SURPRISES_IN_A_ROW or state.surprises < 0:
         serving = REFUGE
         reason = f"{REFUGE} serves until {choice.champion} has caught up: the level has shifted beyond its quantiles; {reason}"
     roots = made[state.names.index(serving)]

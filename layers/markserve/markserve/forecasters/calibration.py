@@ -20,7 +20,7 @@ from markserve.forecasters.state import BankState
 STEP = 0.03
 """Of calibration, in units of a forecaster's error spread, one step ahead. Further ahead outcomes come late and overlap, so the
 step falls with the square root of the distance."""
-OFFSET_MAX = 4.0
+OFFSET_MAX = 2.0
 """In the same units."""
 COVERAGE_HALF_LIFE_STEPS = 1440.0
 JUDGED_AHEAD = 10
@@ -31,12 +31,12 @@ CHANCE = 4.0
 _LEVELS = np.array(QUANTILES)
 
 
-def calibrate(state: BankState, root: float, said: Floats, at: Ints, volatility: Floats) -> None:
+def calibrate(state: BankState, root: float, said: Floats, at: Ints) -> None:
     """Move the offsets of every forecaster by what has become known; (due step ahead, forecaster, quantile)."""
-    del volatility
     unit = state.unit[:, at, None] * STEP / np.sqrt(np.array(state.ahead)[at])[None, :, None]
     told = np.swapaxes(said, 0, 1)
-    move = np.where(np.isnan(told), 0.0, (root > told) - (1 - _LEVELS))
+    above = np.greater(root, told).astype(np.float64)
+    move = np.where(np.isnan(told), 0.0, above - (1 - _LEVELS))
     limit = OFFSET_MAX * state.unit[:, at, None]
     state.offsets[:, at] = np.clip(state.offsets[:, at] + unit * move, -limit, limit)
 
@@ -44,8 +44,8 @@ def calibrate(state: BankState, root: float, said: Floats, at: Ints, volatility:
 def note_coverage(state: BankState, root: float, served: Floats, at: Ints) -> None:
     """Count whether the outcome was at or below what had been served; (due step ahead, quantile)."""
     fade = 0.5 ** (1 / COVERAGE_HALF_LIFE_STEPS)
-    known = ~np.isnan(served).any(axis=1)
-    state.covered[at] = fade * state.covered[at] + np.where(known[:, None], root <= served + 1e-9, False)
+    known = np.asarray(~np.isnan(served).any(axis=1))
+    state.covered[at] = fade * state.covered[at] + (known[:, None] & np.less_equal(np.full_like(served, root), served + 1e-9))
     state.tried[at] = fade * state.tried[at] + known
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from markserve.forecasters.points import same_time
 from markserve.forecasters.series import Floats, Ints, Series
 
-ROWS_MAX = 6000
+ROWS_MAX = 4000
 """Fitted on at most so many origins, evenly spread: more change the weights little and cost time in a control cycle."""
 ROWS_MIN = 240
 """Fewer say more about chance; other forecasters serve meanwhile."""

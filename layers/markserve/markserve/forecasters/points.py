@@ -98,7 +98,7 @@ def seasonal_level(series: Series, origins: Ints, ahead: Ints) -> Floats:
     yesterday = series.mean(origins - series.day - LEVEL_STEPS, origins - series.day)
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.clip(np.where(yesterday > 0, today / yesterday, np.nan), 1 / RATIO_MAX, RATIO_MAX)
-    return seasonal_day(series, origins, ahead) * ratio[:, None]
+    return np.asarray(seasonal_day(series, origins, ahead) * ratio[:, None])
 
 
 def seasonal_smoothing(series: Series, origins: Ints, ahead: Ints) -> Floats:

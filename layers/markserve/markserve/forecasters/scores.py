@@ -23,10 +23,15 @@ WORSE_MAX = 1.25
 _LEVELS = np.array(QUANTILES)
 
 
+def pinball(outcome: Floats, said: Floats) -> Floats:
+    """Pinball loss of quantiles along the last axis."""
+    error = outcome - said
+    return np.asarray(np.maximum(_LEVELS * error, (_LEVELS - 1) * error))
+
+
 def score(state: BankState, root: float, said: Floats, at: Ints) -> None:
     """Add the losses of what was said of a step, as (due step ahead, forecaster, quantile), once it is known."""
-    error = root**2 - said**2
-    loss = np.swapaxes(np.maximum(_LEVELS * error, (_LEVELS - 1) * error), 0, 1)
+    loss = np.swapaxes(pinball(np.array(root**2), said**2), 0, 1)
     reference = loss[state.names.index("persistence")]
     known = ~np.isnan(loss) & ~np.isnan(reference)
     fade = 0.5 ** (1 / HALF_LIFE_STEPS)
@@ -49,9 +54,7 @@ def costs_of(state: BankState, quantile: float) -> dict[str, float]:
     prior = PRIOR_STEPS * mean * len(steps)
     ratio = (state.losses[:, steps].sum(axis=1) + prior + 1e-12) / (state.reference[:, steps].sum(axis=1) + prior + 1e-12)
     enough = state.scored[:, steps].min(axis=1) >= SCORED_MIN
-    return {
-        name: float(np.interp(quantile, _LEVELS, ratio[position])) for position, name in enumerate(state.names) if enough[position]
-    }
+    return {name: float(np.interp(quantile, _LEVELS, ratio[position])) for position, name in enumerate(state.names) if enough[position]}
 
 
 def launch_steps(state: BankState) -> list[int]:

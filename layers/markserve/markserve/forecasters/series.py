@@ -19,6 +19,8 @@ Ints = NDArray[np.int64]
 
 LAST_RATE_MAX_RPS = 1e12
 """Beyond any load; a larger number is a fault of whoever counted."""
+VOLATILITY_RANGE = 3.0
+"""Bursts are so many times as jumpy as usual at most, and calm so many times less."""
 DAYS_KEPT = 14
 """Two of each weekday."""
 
@@ -77,17 +79,24 @@ class Series:
         """Mean of the last `width` steps, or of as many as there are."""
         return _range_mean(self._sums, np.maximum(origins - width, 0), origins)
 
+    @cached_property
+    def _usual_jump(self) -> float:
+        total, count = self._squared_jumps
+        last = self.filled[-1] if len(self) and not np.isnan(self.filled[-1]) else 0.0
+        return float(np.sqrt(total[-1] / count[-1])) + 1e-3 * float(last) + 1e-9 if count[-1] else max(1e-3 * float(last), 1e-9)
+
     def volatility(self, origins: Ints) -> Floats:
         """Root mean square of jumps from step to step: half of the last half hour, half of the last day.
 
-        Bursty hours stay bursty for a while, so errors are measured in these units.
+        Bursty hours stay bursty for a while, so errors are measured in these units. They stay within a factor
+        `VOLATILITY_RANGE` of the usual: a jump out of perfect calm must not count as a thousand times the usual error.
         """
         short = _range_mean(self._squared_jumps, np.maximum(origins - 30, 0), origins)
         long = _range_mean(self._squared_jumps, np.maximum(origins - self.day, 0), origins)
-        long = np.where(np.isnan(long), 0.0, long)
+        usual = self._usual_jump
+        long = np.where(np.isnan(long), usual**2, long)
         short = np.where(np.isnan(short), long, short)
-        level = self.last(origins)
-        return np.asarray(np.sqrt(0.5 * short + 0.5 * long) + 1e-4 * np.where(np.isnan(level), 0.0, level) + 1e-9)
+        return np.asarray(np.clip(np.sqrt(0.5 * short + 0.5 * long), usual / VOLATILITY_RANGE, usual * VOLATILITY_RANGE))
 
     def last(self, origins: Ints) -> Floats:
         """Last known value before each origin; NaN before any."""
@@ -95,7 +104,7 @@ class Series:
         return np.asarray(padded[origins])
 
     def window(self, origins: Ints, width: int) -> Floats:
-        """The `width` steps before each origin, oldest first; NaN where unknown or before the history."""
+        """Return the `width` steps before each origin, oldest first; NaN where unknown or before the history."""
         at = origins[:, None] + np.arange(-width, 0)
         return np.where(at >= 0, self.roots[np.maximum(at, 0)], np.nan) if len(self.roots) else np.full(at.shape, np.nan)
 

@@ -56,7 +56,6 @@ class BankState:
     """Forecasts whose outcomes are not all known, (slot, forecaster, step ahead, quantile), in square roots."""
     pending_at: Floats = field(default_factory=_nothing)
     """Origin of each slot; -1 for none."""
-    pending_volatility: Floats = field(default_factory=_nothing)
     served: Arrays32 = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     """What the planner was given, (slot, step ahead, quantile)."""
     covered: Floats = field(default_factory=_nothing)
@@ -83,7 +82,6 @@ class BankState:
             scored=np.zeros((count, steps)),
             pending=np.full((slots, count, steps, quantiles), np.nan, dtype=np.float32),
             pending_at=np.full(slots, -1.0),
-            pending_volatility=np.zeros(slots),
             served=np.full((slots, steps, quantiles), np.nan, dtype=np.float32),
             covered=np.zeros((steps, quantiles)),
             tried=np.zeros(steps),
@@ -130,7 +128,7 @@ class BankState:
             with np.load(io.BytesIO(data), allow_pickle=False) as archive:
                 told = json.loads(archive["header"].tobytes())
                 arrays = {name: archive[name] for name in _ARRAYS}
-        except Exception as error:  # noqa: BLE001  # numpy, zipfile and json each raise their own; all mean the same here
+        except Exception as error:  # numpy, zipfile and json each raise their own; all mean the same here
             raise InferenceFailed(f"the stored state of forecasting cannot be read: {error}") from error
         if told.pop("version", None) != STATE_VERSION:
             raise InferenceFailed("the stored state of forecasting is of another version")
