@@ -9,7 +9,7 @@ import numpy as np
 
 from markserve.core.types import Forecast
 from markserve.errors import InvalidRequest
-from markserve.forecasters.bank import OWN, new_state, step
+from markserve.forecasters.bank import OWN, Terms, new_state, step
 from markserve.forecasters.series import DAYS_KEPT, as_rates
 from markserve.forecasters.state import BankState
 from simulator.assumptions import BUYING_QUANTILE, HORIZON_STEPS, STEP_S, WINDOW_S
@@ -30,6 +30,7 @@ def forecaster(model: str, name: str) -> Callable[[View], Forecast | None]:
     """
     if name not in FORECASTERS:
         raise InvalidRequest(f"{name!r} is none of {', '.join(FORECASTERS)}", field="forecaster")
+    terms = Terms(day=DAY_STEPS, window_s=WINDOW_S, step_s=STEP_S, horizon_steps=HORIZON_STEPS)
     state: BankState | None = None
     known = np.empty(0)
 
@@ -38,7 +39,7 @@ def forecaster(model: str, name: str) -> Callable[[View], Forecast | None]:
         if view.is_first:
             return None
         if state is None:
-            state = new_state(horizon_steps=HORIZON_STEPS, until_s=view.history_until_s - STEP_S * len(view.history), step_s=STEP_S)
+            state = new_state(terms, view.history_until_s - STEP_S * len(view.history))
         passed = max(0, round((view.history_until_s - state.until_s) / STEP_S))
         # A view holds the last hours only; seasons need what came before.
         newest = as_rates(view.history)[-passed:] if passed else np.empty(0)
@@ -47,12 +48,9 @@ def forecaster(model: str, name: str) -> Callable[[View], Forecast | None]:
         made = step(
             state,
             known,
-            day=DAY_STEPS,
-            window_s=WINDOW_S,
+            terms=terms,
             quantile=BUYING_QUANTILE,
             until_s=view.history_until_s,
-            step_s=STEP_S,
-            horizon_steps=HORIZON_STEPS,
             serve=None if name == BEST else name,
         )
         if made.forecaster == "none":

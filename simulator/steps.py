@@ -58,16 +58,14 @@ def read_steps(trace: Trace, *, step_s: float = STEP_S, window_s: float = WINDOW
     index = np.minimum(((times - since_s) / width_s + 1e-9).astype(np.int64), steps * per_step - 1)
     total = np.bincount(index, weights=counts, minlength=steps * per_step)
     if trace.step_s is None:
-        known = np.ones(len(total))
+        known: Floats = np.ones(len(total))
         known[index[-1] + 1 :] = 0.0
     else:
-        known = np.bincount(index, minlength=steps * per_step) * trace.step_s / width_s
+        known = np.asarray(np.bincount(index, minlength=steps * per_step) * (trace.step_s / width_s), dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         rates = np.where(known >= 0.5 - 1e-9, total / np.minimum(known, 1.0) / width_s, np.nan).reshape(steps, per_step)
     enough = 2 * (~np.isnan(rates)).sum(axis=1) >= per_step
-    return StepTrace(
-        rates_rps=np.where(enough, np.fmax.reduce(rates, axis=1), np.nan), since_s=since_s, row_s=trace.step_s
-    )
+    return StepTrace(rates_rps=np.where(enough, np.fmax.reduce(rates, axis=1), np.nan), since_s=since_s, row_s=trace.step_s)
 
 
 def _columns(trace: Trace) -> tuple[Floats, Floats]:

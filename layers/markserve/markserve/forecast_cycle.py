@@ -13,7 +13,7 @@ from markserve.archive import StepArchive
 from markserve.core.backtest import History, Rates
 from markserve.core.types import Forecast
 from markserve.errors import InferenceFailed, InvalidRequest, Transient
-from markserve.forecasters.bank import BankForecast, LearnedForecast, grid, new_state, replay, step
+from markserve.forecasters.bank import BankForecast, LearnedForecast, Terms, grid, replay, step
 from markserve.forecasters.series import DAYS_KEPT, as_rates
 from markserve.forecasters.state import BankState
 from markserve.history import HISTORY_STEPS, StepGrid, clock_steps, recorded_windows, steps_of
@@ -60,33 +60,23 @@ class ForecastCycle:
         """Forecast, store the forecast and carry the state on."""
         history, until_s = self._history(model, now_s)
         rates = as_rates(history)
-        archive = self._archive(model)
+        terms = Terms(
+            day=self._archive(model).steps_per_day,
+            window_s=self.grid.window_s,
+            step_s=self.grid.step_s,
+            horizon_steps=self.grid.horizon_steps,
+        )
         quantile = self._buying_quantile(model)
         state, can_save = self._state(model, until_s)
         if state is None:
-            state = (
-                replay(
-                    rates,
-                    day=archive.steps_per_day,
-                    window_s=self.grid.window_s,
-                    quantile=quantile,
-                    until_s=until_s,
-                    step_s=self.grid.step_s,
-                    horizon_steps=self.grid.horizon_steps,
-                )
-                if len(rates)
-                else new_state(horizon_steps=self.grid.horizon_steps, until_s=until_s, step_s=self.grid.step_s)
-            )
+            state = replay(rates, terms=terms, quantile=quantile, until_s=until_s)
         learned, passed_over = self._learned(model, history)
         made = step(
             state,
             rates,
-            day=archive.steps_per_day,
-            window_s=self.grid.window_s,
+            terms=terms,
             quantile=quantile,
             until_s=until_s,
-            step_s=self.grid.step_s,
-            horizon_steps=self.grid.horizon_steps,
             learned=learned,
         )
         if passed_over:

@@ -71,9 +71,25 @@ def grid(horizon_steps: int) -> list[int]:
     return [*inner, horizon_steps]
 
 
-def new_state(*, horizon_steps: int, until_s: float, step_s: float) -> BankState:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Terms:
+    """How time is cut.
+
+    Attributes
+    ----------
+    day
+        Steps per day.
+    """
+
+    day: int
+    window_s: float
+    step_s: float
+    horizon_steps: int
+
+
+def new_state(terms: Terms, until_s: float) -> BankState:
     """Begin; the absolute step counts from the epoch, so that its remainder by a day is the time of day."""
-    return BankState.new(list(OWN), grid(horizon_steps), until_s=until_s, until_step=round(until_s / step_s))
+    return BankState.new(list(OWN), grid(terms.horizon_steps), until_s=until_s, until_step=round(until_s / terms.step_s))
 
 
 class Bank:
@@ -208,8 +224,8 @@ class Bank:
         made[~np.isfinite(made).all(axis=(1, 2))] = np.nan
         made = _sane(made + state.offsets * volatility)
         combined = state.names.index(COMBINATION)
-        blend = _blend(made, combination_weights(state, combined))
-        made[combined] = _sane(blend + state.offsets[combined] * volatility)
+        # No calibration of its own: its parts are calibrated, and far ahead two loops on late outcomes swing.
+        made[combined] = _sane(_blend(made, combination_weights(state, combined)))
         slot = state.until_step % len(state.pending_at)
         state.pending[slot], state.pending_at[slot] = made, state.until_step
         return made
@@ -232,12 +248,9 @@ def step(
     state: BankState,
     rates_rps: Floats,
     *,
-    day: int,
-    window_s: float,
+    terms: Terms,
     quantile: float,
     until_s: float,
-    step_s: float,
-    horizon_steps: int,
     learned: Mapping[str, LearnedForecast] = MappingProxyType({}),
     serve: str | None = None,
 ) -> BankForecast:
@@ -250,8 +263,6 @@ def step(
     ----------
     rates_rps
         The history, NaN where unknown, ending at `until_s`.
-    day
-        Steps per day.
     quantile
         The quantile that the planner buys for, by which the champion is chosen.
     learned
@@ -259,18 +270,18 @@ def step(
     serve
         Let this forecaster serve whenever it can, instead of the champion.
     """
-    series = Series.of(rates_rps[-DAYS_KEPT * day :], day)
-    bank = Bank(state, series, window_s=window_s)
-    passed = round((until_s - state.until_s) / step_s)
+    series = Series.of(rates_rps[-DAYS_KEPT * terms.day :], terms.day)
+    bank = Bank(state, series, window_s=terms.window_s)
+    passed = round((until_s - state.until_s) / terms.step_s)
     if passed < 0 or passed > max(len(series), 1):
         state.pending_at[:] = -1
-        state.until_step = round(until_s / step_s)
+        state.until_step = round(until_s / terms.step_s)
     else:
         for root in series.roots[len(series) - passed :]:
             bank.observe(float(root))
     state.until_s = until_s
     if not np.nansum(rates_rps) > 0:
-        return _nothing_known(rates_rps, horizon_steps)
+        return _nothing_known(rates_rps, terms.horizon_steps)
     bank.refresh()
     for name in [name for name in state.names if name not in OWN and name not in learned]:
         state.dismiss(name)
@@ -278,26 +289,15 @@ def step(
         if name not in state.names:
             bank.admit(name, one)
     made = bank.forecast(learned)
-    return _served(state, made, quantile=quantile, horizon_steps=horizon_steps, serve=serve)
+    return _served(state, made, quantile=quantile, horizon_steps=terms.horizon_steps, serve=serve)
 
 
-def replay(
-    rates_rps: Floats, *, day: int, window_s: float, quantile: float, until_s: float, step_s: float, horizon_steps: int
-) -> BankState:
+def replay(rates_rps: Floats, *, terms: Terms, quantile: float, until_s: float) -> BankState:
     """Begin with a history at hand: go through its last steps as if they had just come, so that scores are not empty."""
     back = min(REPLAYED_STEPS, max(0, len(rates_rps) - 1))
-    state = new_state(horizon_steps=horizon_steps, until_s=until_s - back * step_s, step_s=step_s)
+    state = new_state(terms, until_s - back * terms.step_s)
     for left in range(back, 0, -1):
-        step(
-            state,
-            rates_rps[: len(rates_rps) - left],
-            day=day,
-            window_s=window_s,
-            quantile=quantile,
-            until_s=until_s - left * step_s,
-            step_s=step_s,
-            horizon_steps=horizon_steps,
-        )
+        step(state, rates_rps[: len(rates_rps) - left], terms=terms, quantile=quantile, until_s=until_s - left * terms.step_s)
     return state
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from markserve.core.backtest import QUANTILES, Rates
-from markserve.forecasters.bank import OWN, LearnedForecast, new_state, step
+from markserve.forecasters.bank import OWN, LearnedForecast, Terms, new_state, step
 from markserve.forecasters.scores import LAUNCH_STEPS, pinball
 from markserve.forecasters.series import DAYS_KEPT, Floats, Ints
 
@@ -64,18 +65,15 @@ class Judgement:
 def roll(
     rates_rps: Floats,
     *,
-    day: int,
-    window_s: float,
-    step_s: float,
+    terms: Terms,
     since_s: float,
     quantile: float,
-    horizon_steps: int,
     first_kept: int,
     learned: Mapping[str, PreparedForecasts] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Rolled:
     """Go through the history step by step; keep forecasts from origin `first_kept` on."""
-    state = new_state(horizon_steps=horizon_steps, until_s=since_s, step_s=step_s)
+    state = new_state(terms, since_s)
     launch = range(LAUNCH_STEPS[0], LAUNCH_STEPS[1] + 1)
     ahead = np.array([h for h in state.ahead if h in JUDGED_AHEAD or h in launch], dtype=np.int64)
     columns = [state.ahead.index(int(h)) for h in ahead]
@@ -83,16 +81,13 @@ def roll(
     said: dict[str, Floats] = {}
     served_by: list[str] = []
     for origin in range(1, len(rates_rps)):
-        first = max(0, origin - DAYS_KEPT * day)
+        first = max(0, origin - DAYS_KEPT * terms.day)
         made = step(
             state,
             rates_rps[first:origin],
-            day=day,
-            window_s=window_s,
+            terms=terms,
             quantile=quantile,
-            until_s=since_s + origin * step_s,
-            step_s=step_s,
-            horizon_steps=horizon_steps,
+            until_s=since_s + origin * terms.step_s,
             learned={name: partial(_shifted, forecast, first) for name, forecast in (learned or {}).items()},
         )
         if progress is not None:
@@ -122,7 +117,7 @@ def _keep(said: dict[str, Floats], name: str, row: int, rows: int, rates: Floats
 def judge(rolled: Rolled, rates_rps: Floats, *, quantiles: Sequence[float], names: Sequence[str] | None = None) -> list[Judgement]:
     """Judge forecasters at each distance, and over the steps that a launch reaches; one that never forecast is left out."""
     near = (rolled.ahead >= LAUNCH_STEPS[0]) & (rolled.ahead <= LAUNCH_STEPS[1])
-    groups: list[tuple[str, Floats]] = [("launch", near)] if near.any() else []
+    groups: list[tuple[str, NDArray[np.bool_]]] = [("launch", near)] if near.any() else []
     groups += [(str(h), rolled.ahead == h) for h in JUDGED_AHEAD if h in rolled.ahead]
     outcome = outcomes(rolled, rates_rps)
     return [
@@ -135,7 +130,7 @@ def judge(rolled: Rolled, rates_rps: Floats, *, quantiles: Sequence[float], name
 
 
 def outcomes(rolled: Rolled, rates_rps: Floats) -> Floats:
-    """What came, (origin, step ahead); NaN where unknown or beyond the end."""
+    """Return what came, (origin, step ahead); NaN where unknown or beyond the end."""
     index = rolled.origins[:, None] + rolled.ahead - 1
     return np.where(index < len(rates_rps), rates_rps[np.minimum(index, len(rates_rps) - 1)], np.nan)
 
