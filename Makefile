@@ -10,10 +10,10 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-fast check format up down status clean pr
+.PHONY: help setup demo test test-fast check format bench-forecast up down status clean pr
 
 help: ## Print this help
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 setup: $(STAMP) ## Create .venv and install everything
 
@@ -42,6 +42,10 @@ check: setup ## Lint, format check, types, template; edits nothing
 format: setup ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-forecast: setup ## Judge every forecaster on the developers' traces (half an hour; QUICK=1: two days of each)
+	$(BIN)/pip install --disable-pip-version-check -q -e '.[bench]'
+	nice $(BIN)/python -m benchmarks.forecast $(if $(QUICK),--quick,--out docs)
 
 up: setup ## Start the local system and keep it running
 	$(BIN)/markserve up

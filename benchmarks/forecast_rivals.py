@@ -49,7 +49,7 @@ def statsforecast_rivals(rates: Floats, origins: Ints, ahead: Ints) -> dict[str,
     models: dict[str, tuple[Any, int]] = {
         "AutoETS": (AutoETS(season_length=1), CONTEXT_STEPS),
         "AutoARIMA": (AutoARIMA(season_length=1, approximation=True, max_p=3, max_q=3), CONTEXT_STEPS),
-        "MSTL": (MSTL(season_length=[1440], trend_forecaster=AutoETS(season_length=1)), SEASONAL_CONTEXT_STEPS),
+        "MSTL": (MSTL(season_length=[1440], trend_forecaster=AutoETS(model="ZZN")), SEASONAL_CONTEXT_STEPS),
     }
     filled = Series.of(rates, 1440).filled
     said: dict[str, Floats] = {}

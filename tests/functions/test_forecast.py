@@ -18,14 +18,17 @@ from markserve.adapters.memory import MemoryBlobStore, MemoryControlStore, Memor
 from markserve.core.backtest import QUANTILES, History, Rates
 from markserve.core.champion import SWITCH_MARGIN
 from markserve.errors import DependencyUnavailable, InferenceFailed, InvalidRequest, Throttled
+from markserve.forecasters.state import BankState
 from markserve.history import REPORT_DELAY_S, StepGrid, recorded_steps
 from markserve.messages import ArrivalCounts, ForecasterCard, ForecasterPointer, ForecastRecord, MetricsBatch, decode
 from markserve.ports import LearnedForecaster, TrainedForecaster
 from markserve.training import TrainingReport, train_models
-from tests.builders import MODEL, NOW_S, a_model_record
+from tests.builders import MODEL, NOW_S, a_model_record, a_plan_record
 
 GRID = StepGrid(window_s=1.0, step_s=5.0, horizon_steps=4)
 POINTER = f"forecasters/{MODEL}/latest.json"
+
+STATE = f"forecasters/{MODEL}/bank.npz"
 
 EVENTS = Path(__file__).resolve().parents[2] / "events"
 
@@ -294,6 +297,101 @@ def test_trained_forecaster_hands_over_when_it_does_worse_than_a_simple_one_sinc
     assert record.forecaster != "oracle"
     assert record.scores[record.forecaster] < record.scores[f"oracle {decode(stack.blobs.get(POINTER), ForecasterPointer).version}"]
     assert record.rates_rps["0.5"][0] == pytest.approx(40.0, rel=0.1)
+
+
+def test_scores_and_calibration_go_on_from_cycle_to_cycle() -> None:
+    stack = Stack()
+    stack.record(ALTERNATING)
+    stack.forecast()
+    before = BankState.from_bytes(stack.blobs.get(STATE))
+
+    stack.record([10])
+    stack.forecast()
+    after = BankState.from_bytes(stack.blobs.get(STATE))
+
+    assert after.until_step == before.until_step + 1
+    assert after.scored[0, 0] > before.scored[0, 0]
+
+
+def test_repeated_cycle_scores_nothing_twice_and_archives_nothing_twice() -> None:
+    stack = Stack()
+    stack.record(ALTERNATING)
+    stack.forecast()
+    before = dict(stack.blobs.blobs)
+
+    stack.forecast()
+
+    assert (BankState.from_bytes(before[STATE]).scored == BankState.from_bytes(stack.blobs.get(STATE)).scored).all()
+    assert {key: data for key, data in before.items() if key != STATE} == {
+        key: data for key, data in stack.blobs.blobs.items() if key != STATE
+    }
+
+
+def test_forecast_knows_what_was_archived_when_the_windows_are_gone() -> None:
+    stack = Stack()
+    stack.record(ALTERNATING)
+    stack.forecast()
+    del stack.blobs.blobs[STATE]
+    emptied = Stack()
+    emptied.blobs, emptied.now_s = stack.blobs, stack.now_s
+
+    (record,) = emptied.forecast()
+
+    assert record.forecaster != "none"
+    assert record.rates_rps["0.99"][0] > 5.0
+
+
+def test_cycle_says_that_its_history_is_old_once_an_hour() -> None:
+    stack = Stack()
+    stack.record(ALTERNATING)
+    stack.forecast()
+
+    for _ in range(3):
+        stack.now_s += 60.0
+        stack.forecast()
+
+    assert stack.decisions().count("forecast_stale") == 1
+
+
+def test_cycle_judges_by_the_quantile_that_the_last_plan_bought_for() -> None:
+    stack = Stack()
+    stack.record(ALTERNATING)
+    stack.control.put_plan(a_plan_record(version=1, demand_quantiles={MODEL: 0.65}))
+
+    (record,) = stack.forecast()
+
+    assert "at quantile 0.65" in record.reason
+
+
+def test_cycle_begins_anew_when_the_stored_state_is_damaged() -> None:
+    stack = Stack()
+    stack.record(ALTERNATING)
+    stack.blobs.put(STATE, b"torn")
+
+    (record,) = stack.forecast()
+
+    assert record.forecaster != "none"
+    assert BankState.from_bytes(stack.blobs.get(STATE)).until_step > 0
+
+
+def test_state_is_not_overwritten_when_it_could_not_be_read() -> None:
+    class Slow(MemoryBlobStore):
+        def get(self, key: str) -> bytes:
+            if key == STATE:
+                raise DependencyUnavailable("S3: no answer")
+            return super().get(key)
+
+    stack = Stack()
+    stack.record(ALTERNATING)
+    stack.forecast()
+    kept = stack.blobs.get(STATE)
+    stack.blobs = Slow(stack.blobs.blobs)
+    stack.record([10])
+
+    (record,) = stack.forecast()
+
+    assert record.forecaster != "none"
+    assert stack.blobs.blobs[STATE] == kept
 
 
 def spoil_weights(stack: Stack, version: str) -> None:
