@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import control, models, report, requests, simulate, system
+from cli import control, forecast, models, report, requests, simulate, system
 
 app = typer.Typer(
     name="markserve",
@@ -35,6 +35,7 @@ for name, command, example in (
     app.command(name, epilog=f"Example: `{example}`")(command)
 app.add_typer(models.app, name="models")
 app.add_typer(control.app, name="params")
+app.add_typer(forecast.app, name="forecast")
 
 
 if __name__ == "__main__":
