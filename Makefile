@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-fast check format pretrain-lstm bench-lstm up down status clean pr
+.PHONY: help setup demo test test-fast check format bench-forecast pretrain-lstm bench-lstm up down status clean pr
 
 help: ## Print this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -49,6 +49,9 @@ pretrain-lstm: setup ## Make the LSTM's shipped weights again, from generated wo
 bench-lstm: setup ## Judge the LSTM on the developers' traces, and time it
 	$(BIN)/python -m benchmarks.lstm compare
 	$(BIN)/python -m benchmarks.lstm speed
+bench-forecast: setup ## Judge every forecaster on the developers' traces (half an hour; QUICK=1: two days of each)
+	$(BIN)/pip install --disable-pip-version-check -q -e '.[bench]'
+	nice $(BIN)/python -m benchmarks.forecast $(if $(QUICK),--quick,--out docs)
 
 up: setup ## Start the local system and keep it running
 	$(BIN)/markserve up

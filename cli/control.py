@@ -93,6 +93,8 @@ def _explain_plan(*, as_json: bool) -> None:
     out.print(f"plan {plan.plan_id} ({plan.trigger}): {plan.reason}", markup=False, highlight=False, soft_wrap=True)
     demand = [(m, f"{rps:.1f}/s", f"{plan.capacity_rps.get(m, 0.0):.1f}/s") for m, rps in sorted(plan.demand_rps.items())]
     emit_table(f"Demand and capacity at {plan.hourly_cost_usd:.4f} USD/h", ("model", "demand", "capacity"), demand)
+    forecasts = [found for m in sorted(plan.demand_rps) if (found := wiring.control().latest_forecast(m))]
+    emit_table("Forecasts", ("model", "forecaster", "why"), [(f.model, f.forecaster, f.reason) for f in forecasts])
     emit_table("Actions", ("action", "model", "why"), [(type(action).__name__, action.model, action.reason) for action in plan.actions])
     emit_table(
         "Alternatives that were not chosen",

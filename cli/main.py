@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import catalog, control, models, report, requests, simulate, system
+from cli import catalog, control, forecast, models, report, requests, simulate, system
 
 app = typer.Typer(
     name="markserve",
@@ -35,7 +35,7 @@ for name, command, example in (
     app.command(name, epilog=f"Example: `{example}`")(command)
 app.add_typer(models.app, name="models")
 app.add_typer(control.app, name="params")
-app.add_typer(catalog.app, name="catalog")
+from cli import catalog, control, forecast, models, report, requests, simulate, system
 
 
 if __name__ == "__main__":

@@ -59,7 +59,10 @@ def simulate(
     provisioned_concurrency: Annotated[int, typer.Option(min=0, max=1000, help="Lambda environments that never start cold.")] = 0,
     sagemaker_prices: Annotated[str, typer.Option(help="current (1.20 x EC2 and such) or launch (1.40 x EC2, as in 2019).")] = "current",
     sagemaker_batch: Annotated[int, typer.Option(min=1, help="Most requests that SageMaker's model server takes at once.")] = 1,
-    forecaster: Annotated[str, typer.Option(help="Of mark: best (by back-test), persistence, recent_maximum, damped_trend.")] = "best",
+    forecaster: Annotated[
+        str,
+        typer.Option(help="Of mark: best (by the champion rule) or one of the product's, such as persistence; see docs/forecasting.md."),
+    ] = "best",
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same arrivals, latencies and launch delays.")] = 1,
     sample_requests: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of requests in requests.parquet; 0 leaves the file out.")

@@ -48,9 +48,9 @@ HORIZON_STEPS = 15
 """Steps ahead that are forecast. Assumption: the product's setting is 60, but a step beyond the launch delay and the
 six cycles of scale-in hysteresis changes no decision made now, and the simulator plans 1,440 times a day."""
 
-BACKTEST_EVERY_STEPS = 10
-"""The best forecaster is chosen anew this often. The product does so every cycle; choices hardly change from one minute to
-the next, and a day has 1,440."""
+BUYING_QUANTILE = 0.9
+"""Quantile by which the champion forecaster is chosen. The product takes the one that its last plan bought for; 0.9 is what it
+takes before there is a plan."""
 
 # --- instances --------------------------------------------------------------------------------------------------
 

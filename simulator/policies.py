@@ -17,20 +17,15 @@ from typing import Protocol
 
 from markserve.core.backtest import History
 from markserve.core.batching import BatchLimits, choose_batch_limits
-from markserve.core.forecasting import SIMPLE_FORECASTERS, forecast_simply, rolling_forecasts
 from markserve.core.planning import CapacityPlan, ModelDemand, Trigger, plan_capacity
 from markserve.core.profiles import LatencyEstimate
 from markserve.core.tunables import Tunables
 from markserve.core.types import Forecast, Instance, Offering
-from markserve.errors import InfeasibleSlo, InvalidRequest
+from markserve.errors import InfeasibleSlo
 from markserve.plan_inputs import model_demand
-from simulator.assumptions import BACKTEST_EVERY_STEPS, HORIZON_STEPS, MAX_HOURLY_COST_USD, MAX_INSTANCES, STEP_S, WINDOW_S
+from simulator.assumptions import HORIZON_STEPS, MAX_HOURLY_COST_USD, MAX_INSTANCES, STEP_S
 from simulator.monitor import Monitor, ProductMonitor
 from simulator.service import ProfileFile
-
-BEST = "best"
-"""Let the back-test choose the forecaster, as the product does."""
-FORECASTERS = (BEST, *SIMPLE_FORECASTERS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -244,38 +239,6 @@ class NoInstances:
 def launching_in(offering: Offering, launch_overhead_s: float) -> Offering:
     """Return the offering with the launch overhead that was measured."""
     return replace(offering, launch_overhead_s=launch_overhead_s)
-
-
-def forecaster(model: str, name: str) -> Callable[[View], Forecast | None]:
-    """Return how `mark` forecasts: by a simple forecaster of the product, or the best by back-test.
-
-    At the start nothing is known but the present rate, which the planner holds flat.
-    """
-    if name not in FORECASTERS:
-        raise InvalidRequest(f"{name!r} is none of {', '.join(FORECASTERS)}", field="forecaster")
-
-    champion = "" if name == BEST else name
-    why = "set by --forecaster"
-    steps = 0
-
-    def forecast(view: View) -> Forecast | None:
-        nonlocal champion, why, steps
-        if view.is_first:
-            return None
-        if name == BEST and steps % BACKTEST_EVERY_STEPS == 0:
-            choice = forecast_simply(view.history, horizon_steps=HORIZON_STEPS, window_s=WINDOW_S)
-            champion, why = choice.forecaster, choice.reason
-        steps += 1
-        now = len(view.history)
-        serving = SIMPLE_FORECASTERS.get(champion)
-        if serving is None:  # nothing has ever arrived
-            return None
-        made = rolling_forecasts(serving, view.history, horizon_steps=HORIZON_STEPS, window_s=WINDOW_S, origins=[now])
-        if now not in made:
-            return None
-        return Forecast(model=model, origin_at_s=view.history_until_s, step_s=STEP_S, rates_rps=made[now], forecaster=champion, reason=why)
-
-    return forecast
 
 
 def no_forecast(view: View) -> Forecast | None:  # noqa: ARG001

@@ -11,16 +11,15 @@ from markserve.core.catalog import offerings
 from markserve.core.types import CapacityType, Forecast, Offering
 from markserve.errors import InvalidRequest
 from simulator.assumptions import STANDBY_FAMILIES
+from simulator.forecasting import FORECASTERS, forecaster
 from simulator.inputs import read_catalog
 from simulator.paper import PaperPolicy
 from simulator.policies import (
-    FORECASTERS,
     NoInstances,
     PlannedPolicy,
     Policy,
     StaticPolicy,
     View,
-    forecaster,
     foresight,
     no_forecast,
     stack_tunables,

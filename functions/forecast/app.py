@@ -8,22 +8,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from markserve import wiring
-from markserve.core.backtest import ForecastChoice, prefer_trained
-from markserve.core.forecasting import forecast_simply
-from markserve.core.types import Forecast
-from markserve.errors import DependencyUnavailable, InferenceFailed, InvalidRequest, Transient
-from markserve.history import HISTORY_STEPS, RecordedSteps, StepGrid, recorded_steps
+from markserve.errors import DependencyUnavailable, InvalidRequest, Transient
+from markserve.forecast_cycle import ForecastCycle, Forecasted
+from markserve.history import StepGrid
 from markserve.messages import ForecastRecord, MetricsBatch
 from markserve.ports import BlobStore, ControlStore, LearnedForecaster, MetricsSink, WindowStore
-from markserve.telemetry import FORECASTERS_TRAINED, FORECASTS_PRODUCED, logger, metrics, tracer
-from markserve.training import promoted_forecaster, train_models
+from markserve.telemetry import (
+    FORECAST_CALIBRATION_ERROR,
+    FORECAST_HISTORY_AGE,
+    FORECASTERS_TRAINED,
+    FORECASTS_PRODUCED,
+    logger,
+    metrics,
+    tracer,
+)
+from markserve.training import train_models
+
+DAYS: dict[str, bytes] = {}
+"""Archived days that are over, kept by this environment: 6 kB per model and day."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,59 +87,29 @@ def run(
     except Transient as error:
         # Without this tick quiet windows will count as missing, which is right: the pipeline is not alive.
         logger.warning("liveness tick not sent", extra={"reason": str(error)})
+    cycle = ForecastCycle(windows=windows, control=control, blobs=blobs, forecaster=forecaster, grid=grid, cache=DAYS)
     records: list[ForecastRecord] = []
     failures: list[str] = []
     for name in names:
         try:
-            recorded = recorded_steps(name, windows=windows, grid=grid, steps=HISTORY_STEPS, now_s=now_s)
-            choice = _choose(name, recorded, blobs=blobs, forecaster=forecaster, grid=grid)
-            forecast = Forecast(
-                model=name,
-                origin_at_s=recorded.until_s,
-                step_s=grid.step_s,
-                rates_rps=choice.rates_rps,
-                forecaster=choice.forecaster,
-                reason=choice.reason,
-            )
-            record = ForecastRecord.from_forecast(forecast, dict(choice.losses_rps))
-            control.put_forecast(record)
+            made = cycle.run(name, now_s)
         except Transient as error:
             failures.append(f"{name}: {error}")
         else:
-            records.append(record)
-            logger.info("forecast", extra=_summary(record))
+            records.append(made.record)
+            _measure(made)
+            logger.info("forecast", extra=_summary(made.record))
     if failures:
         raise DependencyUnavailable(f"no new forecast of {'; '.join(failures)}")
     return records
 
 
-def _choose(
-    name: str, recorded: RecordedSteps, *, blobs: BlobStore, forecaster: Callable[[], LearnedForecaster], grid: StepGrid
-) -> ForecastChoice:
-    """Choose the trained forecaster while it is promoted and goes on winning, else the best simple one."""
-    history = recorded.rates_rps
-    simple = forecast_simply(history, horizon_steps=grid.horizon_steps, window_s=grid.window_s)
-    if not simple.backtest:
-        return simple
-    try:
-        promoted = promoted_forecaster(name, blobs=blobs, grid=grid)
-        if promoted is None:
-            return simple
-        card, weights = promoted
-        origins = sorted({len(history), *(origin for made in simple.backtest.values() for origin in made)})
-        forecasts = forecaster().forecast(weights, history, origins=origins, horizon_steps=grid.horizon_steps)
-    except (InvalidRequest, InferenceFailed, Transient) as error:
-        logger.warning("trained forecaster passed over", extra={"model": name, "reason": str(error)})
-        return replace(simple, reason=f"{simple.reason}; the trained forecaster was passed over: {error}")
-    return prefer_trained(
-        simple,
-        history,
-        name=card.forecaster,
-        forecasts=forecasts,
-        promotion=f"{card.reason} ({card.forecaster} {card.version})",
-        unseen_from=len(history) - max(0, round((recorded.until_s - card.data_until_s) // grid.step_s)),
-        horizon_steps=grid.horizon_steps,
-    )
+def _measure(made: Forecasted) -> None:
+    """Tell the alarms how old the newest known step is and how far the quantiles are off."""
+    if made.history_age_s is not None:
+        metrics.add_metric(name=FORECAST_HISTORY_AGE, unit=MetricUnit.Seconds, value=made.history_age_s)
+    if made.record.calibration_error is not None:
+        metrics.add_metric(name=FORECAST_CALIBRATION_ERROR, unit=MetricUnit.Percent, value=100 * made.record.calibration_error)
 
 
 def _summary(record: ForecastRecord) -> dict[str, Any]:

@@ -159,6 +159,35 @@ def test_simulator_is_imported_by_the_command_line_alone_and_imports_no_adapter(
     assert outward == []
 
 
+def test_numpy_is_imported_only_where_it_is_installed() -> None:
+    importers = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in modules(PACKAGE, FUNCTIONS, WORKER)
+        if PACKAGE in path.parents and any(name.split(".")[0] == "numpy" for name in imports(path, type_checking=False))
+    }
+    users = {
+        path.relative_to(REPOSITORY)
+        for path in modules(PACKAGE, FUNCTIONS, WORKER, REPOSITORY / "local")
+        if PACKAGE / "forecasters" not in path.parents and any(name.startswith("markserve.forecasters") for name in imports(path))
+    }
+
+    assert importers <= {"forecasters", "adapters"}
+    # The control cycle's module is imported by the forecast image's function alone.
+    assert users == {Path("layers/markserve/markserve/forecast_cycle.py")}
+    cycle_users = {
+        path for path in modules(PACKAGE, FUNCTIONS, WORKER) for name in imports(path) if name.startswith("markserve.forecast_cycle")
+    }
+    assert cycle_users == {FUNCTIONS / "forecast/app.py"}
+
+
+def test_forecasters_import_core_numpy_and_nothing_of_the_outside() -> None:
+    paths = modules(PACKAGE / "forecasters")
+
+    assert offenders(paths, "markserve.core", "markserve.errors", "markserve.forecasters", "numpy") == []
+    impure = [f"{path.name} imports {name}" for path in paths for name in imports(path) if name.split(".")[0] in IMPURE - {"io"}]
+    assert impure == []
+
+
 def test_layer_requirements_repeat_its_dependencies() -> None:
     import tomllib
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from local.deployer import load_template, user_data_environment
-from markserve import errors, messages
+from markserve import errors, messages, telemetry
 from markserve.core.tunables import Tunables, parse_tunable, tunable_names
 from markserve.settings import Settings
 
@@ -303,6 +303,16 @@ def test_api_has_explicit_routes_wants_authorisation_by_default_and_is_throttled
     assert TEMPLATE["Parameters"]["ApiAuth"]["Default"] == "iam"
     assert route["AuthorizationType"] == {"Fn::If": ["IamAuth", "AWS_IAM", {"Fn::If": ["JwtAuth", "JWT", "NONE"]}]}
     assert {"ThrottlingRateLimit", "ThrottlingBurstLimit"} <= set(stage["DefaultRouteSettings"])
+
+
+def test_alarms_watch_metrics_that_the_code_writes_under_the_dimension_it_writes() -> None:
+    own = [properties for properties in of_type("AWS::CloudWatch::Alarm").values() if properties["Namespace"] == telemetry.NAMESPACE]
+    written = {value for name, value in vars(telemetry).items() if name.isupper()}
+
+    assert {properties["MetricName"] for properties in own} <= written
+    assert {"ForecastsProduced", "ForecastHistoryAge", "ForecastCalibrationError"} <= {properties["MetricName"] for properties in own}
+    assert all(properties["Dimensions"] == [{"Name": "service", "Value": {"Ref": "AWS::StackName"}}] for properties in own)
+    assert TEMPLATE["Globals"]["Function"]["Environment"]["Variables"]["POWERTOOLS_SERVICE_NAME"] == {"Ref": "AWS::StackName"}
 
 
 def test_template_fits_what_cloudformation_takes() -> None:

@@ -1,37 +1,15 @@
 from __future__ import annotations
 
-from itertools import pairwise
-from math import isfinite
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from markserve.core.backtest import QUANTILES, Rates, backtest_origins, pinball_loss_rps
-from markserve.core.forecasting import SIMPLE_FORECASTERS, forecast_simply, rolling_forecasts
+from markserve.core.backtest import backtest_origins, pinball_loss_rps
+from markserve.core.forecasting import SIMPLE_FORECASTERS, rolling_forecasts
 
 rates = st.one_of(st.none(), st.just(0.0), st.floats(min_value=1e-3, max_value=1e7))
 histories = st.lists(rates, max_size=40)
 names = st.sampled_from(sorted(SIMPLE_FORECASTERS))
-
-
-def assert_is_sane(forecast: Rates, horizon_steps: int) -> None:
-    assert tuple(forecast) == QUANTILES
-    for path in forecast.values():
-        assert len(path) == horizon_steps
-        assert all(isfinite(rate) and rate >= 0 for rate in path)
-    for lower, upper in pairwise(QUANTILES):
-        assert all(low <= high for low, high in zip(forecast[lower], forecast[upper], strict=True))
-
-
-@given(histories, st.integers(1, 8), st.sampled_from([1.0, 5.0]))
-def test_forecast_is_finite_ordered_and_not_negative_when_history_is_anything(
-    history: list[float | None], horizon_steps: int, window_s: float
-) -> None:
-    choice = forecast_simply(history, horizon_steps=horizon_steps, window_s=window_s)
-
-    assert_is_sane(choice.rates_rps, horizon_steps)
-    assert choice.reason
 
 
 @given(names, histories, histories)

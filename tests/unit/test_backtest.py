@@ -4,28 +4,16 @@ import pytest
 
 from markserve.core.backtest import (
     QUANTILES,
-    ForecastChoice,
     Rates,
     backtest_origins,
     judge_challenger,
     pinball_by_step_rps,
     pinball_loss_rps,
-    prefer_trained,
 )
 
 
 def flat(rate_rps: float, steps: int = 1) -> Rates:
     return dict.fromkeys(QUANTILES, (rate_rps,) * steps)
-
-
-def a_choice(history: list[float | None], rate_rps: float) -> ForecastChoice:
-    return ForecastChoice(
-        rates_rps=flat(rate_rps),
-        forecaster="persistence",
-        reason="persistence is best",
-        losses_rps={"persistence": 1.0},
-        backtest={"persistence": {origin: flat(rate_rps) for origin in range(1, len(history))}},
-    )
 
 
 def test_pinball_charges_the_shortfall_by_the_quantile_when_the_outcome_is_higher() -> None:
@@ -69,48 +57,3 @@ def test_challenger_loses_when_it_ties_without_a_margin() -> None:
 @pytest.mark.parametrize("losses", [{}, {"lstm": 1.0}, {"persistence": 1.0}])
 def test_challenger_loses_when_there_is_nothing_to_compare(losses: dict[str, float]) -> None:
     assert judge_challenger("lstm", losses).reason == "lstm cannot be compared: no known outcome in the back-test"
-
-
-def test_trained_forecaster_serves_on_its_promotion_when_less_than_a_horizon_has_passed() -> None:
-    history: list[float | None] = [10.0] * 20
-    bad = {origin: flat(99.0) for origin in range(1, 21)}
-
-    choice = prefer_trained(
-        a_choice(history, 10.0), history, name="lstm", forecasts=bad, promotion="it won", unseen_from=17, horizon_steps=4
-    )
-
-    assert (choice.forecaster, choice.reason, choice.rates_rps) == ("lstm", "it won", flat(99.0))
-
-
-def test_trained_forecaster_goes_on_serving_when_it_wins_since_its_training() -> None:
-    history: list[float | None] = [10.0] * 20
-    good = {origin: flat(10.0) for origin in range(1, 21)}
-
-    choice = prefer_trained(
-        a_choice(history, 12.0), history, name="lstm", forecasts=good, promotion="it won", unseen_from=10, horizon_steps=4
-    )
-
-    assert choice.forecaster == "lstm"
-    assert choice.reason == "lstm beats persistence: loss 0 rps against 0.293 rps over 10 origins since its training"
-    assert choice.losses_rps["lstm"] == 0.0
-
-
-def test_simple_forecaster_takes_over_when_the_trained_one_does_worse_since_its_training() -> None:
-    history: list[float | None] = [10.0] * 20
-    bad = {origin: flat(10.0 if origin < 10 else 99.0) for origin in range(1, 21)}
-
-    choice = prefer_trained(
-        a_choice(history, 10.0), history, name="lstm", forecasts=bad, promotion="it won", unseen_from=10, horizon_steps=4
-    )
-
-    assert (choice.forecaster, choice.rates_rps) == ("persistence", flat(10.0))
-    assert "lstm does not beat persistence" in choice.reason
-
-
-def test_simple_forecaster_serves_when_the_trained_one_has_no_forecast_for_now() -> None:
-    history: list[float | None] = [10.0] * 5
-
-    choice = prefer_trained(a_choice(history, 10.0), history, name="lstm", forecasts={}, promotion="it won", unseen_from=5, horizon_steps=4)
-
-    assert choice.forecaster == "persistence"
-    assert choice.reason == "persistence is best; lstm sees no known step recent enough to forecast from"

@@ -21,7 +21,7 @@ from local.processes import ProcessRecord
 from local.supervisor import SystemState, UpOptions, write_state
 from markserve import wiring
 from markserve.core.types import InstanceState
-from tests.builders import a_model_record, a_plan_record, an_instance
+from tests.builders import a_forecast_record, a_model_record, a_plan_record, an_instance
 from tests.contract.conftest import create_table
 
 COMMANDS = (
@@ -34,6 +34,8 @@ COMMANDS = (
     ["load"],
     ["profile"],
     ["explain"],
+    ["forecast", "backtest"],
+    ["forecast", "show"],
     ["models", "register"],
     ["models", "list"],
     ["models", "show"],
@@ -284,11 +286,14 @@ def test_explain_shows_the_plan_and_what_it_rejected(stack: Callable[[str], Any]
     assert_fails(markserve("explain"), 1, "nothing was planned yet")
     plan = a_plan_record()
     wiring.control().put_plan(plan)
+    forecast = a_forecast_record(model=next(iter(plan.demand_rps)), reason="linear costs least")
+    wiring.control().put_forecast(forecast)
 
     shown = markserve("explain")
 
     assert shown.exit_code == 0
     assert plan.reason in shown.stdout
+    assert forecast.reason in shown.stdout
     assert json.loads(markserve("explain", "--json").stdout)["plan_id"] == plan.plan_id
 
 

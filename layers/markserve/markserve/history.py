@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from markserve.core.arrivals import series, step_maxima_rps, window_shape, window_start
+from markserve.core.arrivals import ArrivalCount, series, step_maxima_rps, window_shape, window_start
 from markserve.core.backtest import History
 from markserve.ports import WindowStore
 from markserve.settings import Settings
@@ -49,8 +51,16 @@ class RecordedSteps:
         return sum(rate is not None for rate in self.rates_rps)
 
 
-def recorded_steps(model: str, *, windows: WindowStore, grid: StepGrid, steps: int, now_s: float) -> RecordedSteps:
-    """Read the last `steps` steps, ending with the last window that every front has reported."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecordedWindows:
+    """Consecutive counting windows, and the end of the last one."""
+
+    windows: Sequence[ArrivalCount]
+    until_s: float
+
+
+def recorded_windows(model: str, *, windows: WindowStore, grid: StepGrid, steps: int, now_s: float) -> RecordedWindows:
+    """Read the windows of the last `steps` steps, ending with the last one that every front has reported."""
     until_s = window_start(now_s - REPORT_DELAY_S, grid.window_s)
     since_s = until_s - steps * grid.step_s
     max_tick_gap_s = TICK_GAP_STEPS * grid.step_s
@@ -62,7 +72,25 @@ def recorded_steps(model: str, *, windows: WindowStore, grid: StepGrid, steps: i
         window_s=grid.window_s,
         max_tick_gap_s=max_tick_gap_s,
     )
-    rates = step_maxima_rps(recorded, window_s=grid.window_s, step_s=grid.step_s)
+    return RecordedWindows(windows=recorded, until_s=until_s)
+
+
+def recorded_steps(model: str, *, windows: WindowStore, grid: StepGrid, steps: int, now_s: float) -> RecordedSteps:
+    """Read the last `steps` steps, ending with the last window that every front has reported."""
+    return steps_of(recorded_windows(model, windows=windows, grid=grid, steps=steps, now_s=now_s), grid)
+
+
+def steps_of(recorded: RecordedWindows, grid: StepGrid) -> RecordedSteps:
+    """Return the steps that end with the last window: the newest is whole, wherever the clock stands."""
+    rates = step_maxima_rps(recorded.windows, window_s=grid.window_s, step_s=grid.step_s)
     first = next((index for index, rate in enumerate(rates) if rate is not None), len(rates))
-    shape = window_shape(recorded, window_s=grid.window_s, step_s=grid.step_s)
-    return RecordedSteps(rates_rps=rates[first:], until_s=until_s, shape=shape)
+    shape = window_shape(recorded.windows, window_s=grid.window_s, step_s=grid.step_s)
+    return RecordedSteps(rates_rps=rates[first:], until_s=recorded.until_s, shape=shape)
+
+
+def clock_steps(recorded: RecordedWindows, grid: StepGrid) -> dict[int, float | None]:
+    """Return the whole steps that lie on the clock, by absolute number: what an archive can add to without overlaps."""
+    end = math.floor(recorded.until_s / grid.step_s + 1e-9)
+    whole = [window for window in recorded.windows if window.at_s < end * grid.step_s - 1e-6]
+    rates = step_maxima_rps(whole, window_s=grid.window_s, step_s=grid.step_s)
+    return dict(enumerate(rates, start=end - len(rates)))

@@ -294,7 +294,9 @@ class ForecastRecord(Message, frozen=True, kw_only=True):
     forecaster: str
     reason: str
     scores: dict[str, float] = {}
-    """Back-test loss by forecaster, where one was run."""
+    """Newsvendor cost by forecaster over persistence's, once enough outcomes are known."""
+    calibration_error: float | None = None
+    """Largest distance of a quantile's coverage from its level, beyond chance."""
 
     def to_forecast(self) -> Forecast:
         """Convert to the core value object."""
@@ -308,7 +310,9 @@ class ForecastRecord(Message, frozen=True, kw_only=True):
         )
 
     @classmethod
-    def from_forecast(cls, forecast: Forecast, scores: dict[str, float] | None = None) -> ForecastRecord:
+    def from_forecast(
+        cls, forecast: Forecast, scores: dict[str, float] | None = None, calibration_error: float | None = None
+    ) -> ForecastRecord:
         """Convert from the core value object."""
         return cls(
             model=forecast.model,
@@ -318,6 +322,7 @@ class ForecastRecord(Message, frozen=True, kw_only=True):
             forecaster=forecast.forecaster,
             reason=forecast.reason,
             scores=scores or {},
+            calibration_error=calibration_error,
         )
 
 
@@ -390,6 +395,8 @@ class PlanRecord(Message, frozen=True, kw_only=True):
     actions: tuple[Action, ...]
     alternatives: tuple[Alternative, ...]
     reason: str
+    demand_quantiles: dict[str, float] = {}
+    """Quantile of its forecast that was bought for, by model; the forecasters are judged by it."""
 
 
 class DecisionRecord(Message, frozen=True, kw_only=True):

@@ -78,4 +78,5 @@ def plan_record(plan: CapacityPlan, version: int, actions: tuple[Action, ...]) -
         actions=actions,
         alternatives=tuple(Alternative(offering=r.offering, cost_usd=r.cost_usd, reason=r.reason) for r in plan.alternatives),
         reason=plan.reason,
+        demand_quantiles={m.model: m.quantile for m in plan.models if m.quantile is not None},
     )

@@ -9,7 +9,7 @@ An origin `o` stands for the instant at which `history[:o]` is known; its foreca
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 QUANTILES = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 
@@ -99,61 +99,3 @@ def judge_challenger(challenger: str, losses_rps: Mapping[str, float], *, margin
         wins=wins,
         reason=f"{challenger} {'beats' if wins else 'does not beat'} {best}: loss {ours:.3g} rps against {theirs:.3g} rps{needed}",
     )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ForecastChoice:
-    """The forecast that serves now, and the back-test that chose it."""
-
-    rates_rps: Rates
-    forecaster: str
-    reason: str
-    losses_rps: Mapping[str, float]
-    """Pinball loss by forecaster over the back-test; empty when it was too short to run."""
-    backtest: Mapping[str, Mapping[int, Rates]]
-    """The forecasts behind the losses, by forecaster and origin, to compare a challenger on the same ground."""
-
-
-def prefer_trained(
-    simple: ForecastChoice,
-    history: History,
-    *,
-    name: str,
-    forecasts: Mapping[int, Rates],
-    promotion: str,
-    unseen_from: int,
-    horizon_steps: int,
-) -> ForecastChoice:
-    """Let a promoted forecaster serve for as long as it goes on winning.
-
-    Until one horizon has passed since its training data ended, its promotion stands. After that it must not do worse
-    than the best simple one on the origins since then, none of which it was fitted or judged on. There is no margin:
-    that was asked at promotion, and asking again would make the choice flap.
-
-    Parameters
-    ----------
-    simple
-        The best simple forecast, with its back-test.
-    forecasts
-        The trained forecaster's rates by origin, `len(history)` being now.
-    promotion
-        Why it was promoted.
-    unseen_from
-        First origin after its data.
-    """
-    now = len(history)
-    if now not in forecasts:
-        return replace(simple, reason=f"{simple.reason}; {name} sees no known step recent enough to forecast from")
-    chosen = ForecastChoice(
-        rates_rps=dict(forecasts[now]), forecaster=name, reason=promotion, losses_rps=simple.losses_rps, backtest=simple.backtest
-    )
-    rivals = {**simple.backtest, name: forecasts}
-    unseen = [origin for origin in set.intersection(*(set(made) for made in rivals.values())) if unseen_from <= origin < now]
-    losses = {
-        rival: loss for rival, made in rivals.items() if (loss := pinball_loss_rps({o: made[o] for o in unseen}, history)) is not None
-    }
-    if now - unseen_from < horizon_steps or name not in losses:
-        return chosen
-    verdict = judge_challenger(name, losses, margin=0.0)
-    reason = f"{verdict.reason} over {len(unseen)} origins since its training"
-    return replace(chosen, reason=reason, losses_rps=losses) if verdict.wins else replace(simple, reason=f"{simple.reason}; {reason}")

@@ -63,6 +63,8 @@ class DemandPath:
     upper_rps: tuple[float, ...]
     """Upper tail, never below `rates_rps`."""
     reason: str
+    quantile: float | None = None
+    """The operator's quantile, or the newsvendor's critical one, by which forecasts are judged; None without a forecast."""
 
     def extended(self, steps: int) -> DemandPath:
         """Return the path over at least `steps` steps: beyond its end, its last rates hold."""
@@ -74,6 +76,7 @@ class DemandPath:
             rates_rps=self.rates_rps + (self.rates_rps[-1],) * missing,
             upper_rps=self.upper_rps + (self.upper_rps[-1],) * missing,
             reason=self.reason,
+            quantile=self.quantile,
         )
 
 
@@ -207,6 +210,7 @@ def demand_path(
         rates_rps=rates,
         upper_rps=tuple(max(u, r) for u, r in zip(upper, rates, strict=True)),
         reason=reason,
+        quantile=buying.quantile if buying.quantile is not None else 1 - buying.cost_ratio,
     )
 
 

@@ -12,15 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 from statistics import NormalDist
 
-from markserve.core.backtest import (
-    BACKTEST_ORIGINS_MIN,
-    QUANTILES,
-    ForecastChoice,
-    History,
-    Rates,
-    backtest_origins,
-    pinball_loss_rps,
-)
+from markserve.core.backtest import QUANTILES, History, Rates
 
 Paths = list[tuple[float, ...] | None]
 """Per past step, the point forecast made at its end; None before anything was known."""
@@ -36,8 +28,6 @@ PRIOR_DRIFT = 0.047
 0.98-quantile one step ahead, as (1 + 2.05 * 0.047)^2 = 1.2."""
 PRIOR_DRIFT_STEPS = 10
 """The prior stops widening here: an unbounded random walk would buy a fleet for a model's first minute."""
-SAFE_FORECASTER = "recent_maximum"
-"""Serves until a back-test can be run: of the simple ones it errs on the side of too much capacity."""
 
 
 def persistence(history: History, horizon_steps: int) -> Paths:
@@ -189,44 +179,3 @@ def _empirical_quantile(ascending: Sequence[float], quantile: float) -> float:
     low = int(position)
     high = min(low + 1, len(ascending) - 1)
     return ascending[low] + (position - low) * (ascending[high] - ascending[low])
-
-
-def forecast_simply(history: History, *, horizon_steps: int, window_s: float) -> ForecastChoice:
-    """Choose the simple forecaster with the least pinball loss on the history's later half, and forecast with it.
-
-    Works from the first instant: with nothing known it expects nothing and says so, and `SAFE_FORECASTER` serves
-    until `BACKTEST_ORIGINS_MIN` origins can be judged. Ties go to the earlier name in `SIMPLE_FORECASTERS`.
-
-    >>> forecast_simply([], horizon_steps=2, window_s=5.0).reason
-    'no arrivals are recorded yet, so none are expected'
-    >>> early = forecast_simply([2.0], horizon_steps=1, window_s=5.0)
-    >>> early.forecaster, [round(path[0], 1) for path in early.rates_rps.values()]
-    ('recent_maximum', [2.0, 2.6, 2.9, 3.2, 3.6, 3.8])
-    """
-    now = len(history)
-    known = sum(rate is not None for rate in history)
-    origins = backtest_origins(max(1, now // 2), now)
-    by_name = {
-        name: rolling_forecasts(forecaster, history, horizon_steps=horizon_steps, window_s=window_s, origins=(*origins, now))
-        for name, forecaster in SIMPLE_FORECASTERS.items()
-    }
-    if now not in by_name[SAFE_FORECASTER]:
-        return ForecastChoice(
-            rates_rps=_constant(0.0, horizon_steps),
-            forecaster="none",
-            reason="no arrivals are recorded yet, so none are expected",
-            losses_rps={},
-            backtest={},
-        )
-    backtest = {name: {origin: rates for origin, rates in made.items() if origin < now} for name, made in by_name.items()}
-    judged = min(len(made) for made in backtest.values())
-    losses = {name: loss for name, made in backtest.items() if (loss := pinball_loss_rps(made, history)) is not None}
-    if judged < BACKTEST_ORIGINS_MIN or not losses:
-        champion = SAFE_FORECASTER
-        reason = f"{champion} serves: {known} known steps are too few for a back-test ({judged} of {BACKTEST_ORIGINS_MIN} origins)"
-        losses = {}
-    else:
-        champion = min(losses, key=lambda name: losses[name])
-        others = ", ".join(f"{name} {loss:.3g}" for name, loss in losses.items() if name != champion)
-        reason = f"{champion} has the least back-test loss of the simple ones, {losses[champion]:.3g} rps over {judged} origins ({others})"
-    return ForecastChoice(rates_rps=by_name[champion][now], forecaster=champion, reason=reason, losses_rps=losses, backtest=backtest)

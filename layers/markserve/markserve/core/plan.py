@@ -62,6 +62,8 @@ class ModelPlan:
     infeasible: str | None
     """Why no offering can meet the objective; None when one can."""
     reason: str
+    quantile: float | None = None
+    """Quantile of the forecast that the demand is; None without a forecast."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

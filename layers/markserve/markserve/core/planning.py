@@ -227,6 +227,7 @@ def _model_plan(p: Prepared, choice: Choice, drained: Collection[str], notes: Pl
         spillover_rps=tuple(max(0.0, rest) for rest in left),
         infeasible=p.infeasible,
         reason="; ".join([summary, *([p.infeasible] if p.infeasible else []), *notes.said(p.model)]),
+        quantile=p.path.quantile,
     )
 
 

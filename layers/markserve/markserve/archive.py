@@ -1,0 +1,103 @@
+"""Weeks of step maxima in compact form: what seasonal forecasters read without paging through every counting window.
+
+One object per model and day, `forecasters/<model>/history/<step>s/<day>.f32`: 4 bytes per step of the day, little-endian, NaN
+where unknown. Steps lie on the clock (multiples of the step), so a cycle that repeats writes the same numbers to the same
+places; a known number is only ever replaced by a known one.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from array import array
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
+
+from markserve.core.backtest import History
+from markserve.errors import InvalidRequest
+from markserve.ports import BlobStore
+
+DAY_S = 86_400.0
+APPEND_STEPS = 15
+"""New steps are written once so many have come: what is not written yet is still among the counting windows."""
+MISSING = float("nan")
+
+
+@dataclass(kw_only=True)
+class StepArchive:
+    """The archive of one model.
+
+    Attributes
+    ----------
+    cache
+        Days that are over, by key; they are read once per process.
+    """
+
+    blobs: BlobStore
+    model: str
+    step_s: float
+    cache: MutableMapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def steps_per_day(self) -> int:
+        """Steps of a day."""
+        return max(1, round(DAY_S / self.step_s))
+
+    def read(self, *, first_step: int, end_step: int) -> History:
+        """Rates of absolute steps `[first_step, end_step)`; None where unknown."""
+        days = range(first_step // self.steps_per_day, -(-end_step // self.steps_per_day))
+        recorded = {day: self._day(day, is_over=day < days[-1]) for day in days}
+        found = [recorded[step // self.steps_per_day][step % self.steps_per_day] for step in range(first_step, end_step)]
+        return [None if math.isnan(rate) else rate for rate in found]
+
+    def append(self, rates_rps: Mapping[int, float | None]) -> int:
+        """Record rates by absolute step; unknown ones change nothing. Return how many steps were new or changed.
+
+        Nothing is written while fewer than `APPEND_STEPS` of a day are.
+        """
+        by_day: dict[int, dict[int, float]] = {}
+        for step, rate in rates_rps.items():
+            if rate is not None and step >= 0:
+                by_day.setdefault(step // self.steps_per_day, {})[step % self.steps_per_day] = rate
+        written = 0
+        last = max(by_day, default=0)
+        for day, steps in sorted(by_day.items()):
+            rates = self._day(day, is_over=False)
+            changed = {at: rate for at, rate in steps.items() if _as_stored(rate) != rates[at]}
+            # A day that is over gets its last steps, however few.
+            if len(changed) >= APPEND_STEPS or (changed and day < last):
+                for at, rate in changed.items():
+                    rates[at] = rate
+                self.blobs.put(self._key(day), _little_endian(rates).tobytes())
+                self.cache.pop(self._key(day), None)
+                written += len(changed)
+        return written
+
+    def _day(self, day: int, *, is_over: bool) -> array[float]:
+        key = self._key(day)
+        data = self.cache.get(key) if is_over else None
+        if data is None:
+            try:
+                data = self.blobs.get(key)
+            except InvalidRequest:
+                data = b""
+            if is_over:
+                self.cache[key] = data
+        rates = array("f")
+        if len(data) == self.steps_per_day * rates.itemsize:
+            rates.frombytes(data)
+            return _little_endian(rates)
+        return array("f", [MISSING] * self.steps_per_day)
+
+    def _key(self, day: int) -> str:
+        return f"forecasters/{self.model}/history/{self.step_s:g}s/{day:06d}.f32"
+
+
+def _as_stored(rate: float) -> float:
+    return array("f", [rate])[0]
+
+
+def _little_endian(rates: array[float]) -> array[float]:
+    if sys.byteorder == "big":
+        rates.byteswap()
+    return rates
