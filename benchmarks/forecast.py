@@ -39,7 +39,7 @@ FILES = {
     "nasa": "nasa_http_1995_1min.csv.gz",
     "twitter_anomaly": "twitter_anomalydetection_1min.csv.gz",
 }
-STEPS_MAX = {"nasa": 21 * DAY}
+STEPS_MAX = {"nasa": 14 * DAY}
 """The first weeks of a long trace say as much and take less time."""
 QUICK_STEPS = 2 * DAY
 QUANTILES_BOUGHT = (0.8, 0.9, 0.95)

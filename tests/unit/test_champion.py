@@ -27,7 +27,7 @@ def test_incumbent_that_can_no_longer_forecast_is_replaced() -> None:
 def test_reason_tells_a_champion_that_stays_from_the_cheapest() -> None:
     choice = choose_champion({"a": 1.0, "b": 0.995}, incumbent="a", fallback="a", quantile=0.8)
 
-    assert choice.reason == "a stays, nobody being clearly cheaper, at quantile 0.80: 1.000 of persistence, before b 0.995"
+    assert choice.reason == "a serves, nobody being clearly cheaper, at quantile 0.80: 1.000 of persistence, before b 0.995"
     assert not choice.switched
 
 

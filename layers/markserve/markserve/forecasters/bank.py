@@ -318,7 +318,7 @@ def _nothing_known(rates_rps: Floats, horizon_steps: int) -> BankForecast:
 def _served(state: BankState, made: Floats, *, quantile: float, horizon_steps: int, serve: str | None) -> BankForecast:
     able = {name for position, name in enumerate(state.names) if not np.isnan(made[position]).any()}
     costs = {name: cost for name, cost in costs_of(state, quantile).items() if name in able}
-    choice = choose_champion(costs, incumbent=state.champion, fallback=SAFE, quantile=quantile)
+    choice = choose_champion(costs, incumbent=state.champion, fallback=SAFE, quantile=quantile, preferred=COMBINATION)
     before, state.champion = state.champion, choice.champion
     serving, reason = choice.champion, choice.reason
     if serve is not None:
