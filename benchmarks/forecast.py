@@ -46,7 +46,7 @@ QUANTILES_BOUGHT = (0.8, 0.9, 0.95)
 CHAMPION_QUANTILE = 0.9
 HORIZON_STEPS = 60
 TERMS = Terms(day=DAY, window_s=WINDOW_S, step_s=STEP_S, horizon_steps=HORIZON_STEPS)
-STATS_ORIGINS = 12
+STATS_ORIGINS = 8
 console = Console(stderr=True)
 
 
