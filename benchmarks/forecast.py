@@ -39,14 +39,14 @@ FILES = {
     "nasa": "nasa_http_1995_1min.csv.gz",
     "twitter_anomaly": "twitter_anomalydetection_1min.csv.gz",
 }
-STEPS_MAX = {"nasa": 21 * DAY}
+STEPS_MAX = {"nasa": 14 * DAY}
 """The first weeks of a long trace say as much and take less time."""
 QUICK_STEPS = 2 * DAY
 QUANTILES_BOUGHT = (0.8, 0.9, 0.95)
 CHAMPION_QUANTILE = 0.9
 HORIZON_STEPS = 60
 TERMS = Terms(day=DAY, window_s=WINDOW_S, step_s=STEP_S, horizon_steps=HORIZON_STEPS)
-STATS_ORIGINS = 12
+STATS_ORIGINS = 8
 console = Console(stderr=True)
 
 

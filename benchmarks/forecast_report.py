@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from markserve.core.backtest import QUANTILES
-from markserve.forecasters.bank import OWN
 from markserve.forecasters.rolling import CHAMPION, Judgement
 
 if TYPE_CHECKING:
@@ -117,7 +116,7 @@ def _rivals(results: Sequence[TraceResult]) -> list[str]:
 
 def _targets(results: Sequence[TraceResult]) -> list[str]:
     lines = ["", "Targets:", "", "| target | found | met |", "|---|---|---|"]
-    single = [name for name in OWN if name != "combination"]
+    single = [name for name in _names(results) if name not in (CHAMPION, "combination", *FIXED)]
     worst, where = max(_regret(r, single) for r in results)
     rows = [
         (

@@ -35,7 +35,8 @@ for name, command, example in (
     app.command(name, epilog=f"Example: `{example}`")(command)
 app.add_typer(models.app, name="models")
 app.add_typer(control.app, name="params")
-from cli import catalog, control, forecast, models, report, requests, simulate, system
+app.add_typer(catalog.app, name="catalog")
+app.add_typer(forecast.app, name="forecast")
 
 
 if __name__ == "__main__":

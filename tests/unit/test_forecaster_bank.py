@@ -74,14 +74,19 @@ def test_median_recovers_within_three_minutes_when_the_level_shifts(factor: floa
     assert three_minutes_after.rates_rps[0.5] == pytest.approx((100.0 * factor,) * 12, rel=0.2)
 
 
-def test_refuge_serves_and_says_why_while_the_champion_has_not_caught_up() -> None:
-    state, _ = go_through(noisy(100.0, 400))
-    rates = np.concatenate([noisy(100.0, 400), np.full(2, 900.0)])
+def test_refuge_serves_and_says_why_until_the_champion_has_caught_up() -> None:
+    usual = 50 + 40 * np.sin(2 * np.pi * np.arange(4 * DAY) / DAY)
+    state, _ = go_through(usual)
+    state.champion = "seasonal_day"
+    state.losses[state.names.index("seasonal_day")] = 0.0
+    rates = np.concatenate([usual, np.full(3, 300.0)])
 
-    _, made = go_through(rates, state=state, start=401)
+    _, made = go_through(rates, state=state, start=len(usual) + 1)
 
-    assert made[-1].forecaster == REFUGE
-    assert "the level has shifted beyond its quantiles" in made[-1].reason
+    assert [one.forecaster for one in made] == ["seasonal_day", "seasonal_day", REFUGE]
+    assert made[-1].reason.startswith("persistence serves until seasonal_day has caught up: the level has shifted")
+    # Further ahead persistence, too, expects the rise that is usual at this time of day.
+    assert made[-1].rates_rps[0.5][:3] == pytest.approx((300.0,) * 3, rel=0.15)
 
 
 def test_quantiles_hold_as_often_as_they_say_when_the_noise_doubles() -> None:

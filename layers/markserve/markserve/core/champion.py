@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from markserve.core.types import require
 
-SWITCH_MARGIN = 0.01
+SWITCH_MARGIN = 0.02
 """A challenger must be this much cheaper than the champion. Below that the difference is luck, and every switch moves the
 quantiles that the planner buys for."""
 
@@ -37,7 +37,9 @@ def newsvendor_cost(quantile: float, bought: float, demand: float) -> float:
     return (1 - quantile) * (bought - demand) if bought >= demand else quantile * (demand - bought)
 
 
-def choose_champion(costs: Mapping[str, float], *, incumbent: str, fallback: str, quantile: float) -> ChampionChoice:
+def choose_champion(
+    costs: Mapping[str, float], *, incumbent: str, fallback: str, quantile: float, preferred: str | None = None
+) -> ChampionChoice:
     """Let the cheapest serve; the incumbent stays while nobody is cheaper by `SWITCH_MARGIN`.
 
     Parameters
@@ -46,6 +48,9 @@ def choose_champion(costs: Mapping[str, float], *, incumbent: str, fallback: str
         Newsvendor cost by forecaster, over persistence's at the same origins; empty until enough is known.
     fallback
         Serves meanwhile.
+    preferred
+        Serves unless another one is cheaper by the margin, and comes back without one. An average of good forecasters is: on
+        what is yet to come it does better than its score says, and the best of many does worse than its own.
 
     Examples
     --------
@@ -55,14 +60,19 @@ def choose_champion(costs: Mapping[str, float], *, incumbent: str, fallback: str
     'persistence'
     """
     if not costs:
-        return ChampionChoice(
-            champion=fallback, reason=f"{fallback} serves: too little is known for a back-test", switched=fallback != incumbent
-        )
+        reason = f"{fallback} serves: too little is known for a back-test"
+        return ChampionChoice(champion=fallback, reason=reason, switched=fallback != incumbent)
     best = min(costs, key=lambda name: costs[name])
-    stays = incumbent in costs and costs[incumbent] * (1 - SWITCH_MARGIN) <= costs[best]
-    champion = incumbent if stays else best
+    champion = next((name for name in (preferred, incumbent) if name and _stays(name, best, preferred, costs)), best)
     others = sorted((name for name in costs if name != champion), key=lambda name: costs[name])[:2]
     against = ", ".join(f"{name} {costs[name]:.3f}" for name in others)
-    verb = "costs least" if champion == best else "stays, nobody being clearly cheaper,"
+    verb = "costs least" if champion == best else "serves, nobody being clearly cheaper,"
     reason = f"{champion} {verb} at quantile {quantile:.2f}: {costs[champion]:.3f} of persistence"
     return ChampionChoice(champion=champion, reason=reason + (f", before {against}" if against else ""), switched=champion != incumbent)
+
+
+def _stays(name: str, best: str, preferred: str | None, costs: Mapping[str, float]) -> bool:
+    """Whether nobody is clearly cheaper; against the preferred one, an incumbent must itself be clearly cheaper or cheapest."""
+    if name not in costs or costs[name] * (1 - SWITCH_MARGIN) > costs[best]:
+        return False
+    return preferred is None or name == preferred or preferred not in costs or costs[name] < costs[preferred]

@@ -35,8 +35,8 @@ REFRESH_STEPS = 60
 """An error table and the regression are at most about so old."""
 YOUNG_STEPS = 720
 """Below this length everything due is refreshed in the same step; it is cheap, and much changes."""
-SURPRISE = 2.5
-"""A step this many times further from the median than the 0.99 quantile is no noise."""
+FAR_SHARE, FAR_RATIO = 0.08, 2.0
+"""A median further off than this share of the root (16 % of the rate), beyond noise, and than so many times persistence's, is far off."""
 SURPRISES_IN_A_ROW = 2
 REPLAYED_STEPS = 180
 """History gone through when there is no state: three hours give first scores, in about a second."""
@@ -121,14 +121,13 @@ class Bank:
         note_coverage(state, root, state.served[slots[at], at].astype(np.float64), at)
 
     def _notice_surprise(self, root: float, said: Floats, at: Ints) -> None:
+        """Count the steps in a row at which the champion was far off and persistence, a minute before, was not."""
         state = self._state
         if at[0] != 0 or state.champion not in state.names:
             return
-        median, *_, upper = said[0, state.names.index(state.champion)]
-        if np.isnan(median):
-            return
-        limit = SURPRISE * (upper - median) + 0.05 * median + 0.5 / np.sqrt(self._window_s)
-        far = abs(root - median) > limit
+        miss, refuge_miss = (abs(root - said[0, state.names.index(name), 0]) for name in (state.champion, REFUGE))
+        noise = 2 * np.sqrt(0.25 / self._window_s)
+        far = miss > FAR_SHARE * root + noise and miss > FAR_RATIO * refuge_miss
         if far:
             state.surprises = max(state.surprises, 0) + 1
         elif state.surprises >= SURPRISES_IN_A_ROW:
@@ -177,7 +176,10 @@ class Bank:
         parts = part_of_day(origins + state.until_step - len(series), series.day)
         drift = PRIOR_DRIFT**2 * np.minimum(self._ahead, PRIOR_DRIFT_STEPS)[:, None]
         prior = np.sqrt(0.25 / self._window_s + drift * paths**2) * _NORMAL
-        learnt = series.volatility(origins)[:, None, None] * state.tables[position][parts]
+        table, volatility = state.tables[position][parts], series.volatility(origins)[:, None, None]
+        # A burst widens the quantiles; it does not multiply what the median is usually off by.
+        median = table[:, :, :1] * np.minimum(volatility, series.usual_jump)
+        learnt = median + (table - table[:, :, :1]) * volatility
         return np.asarray(paths + prior + state.trust[position] * (learnt - prior))
 
     def admit(self, name: str, forecast: LearnedForecast) -> None:
@@ -318,7 +320,7 @@ def _nothing_known(rates_rps: Floats, horizon_steps: int) -> BankForecast:
 def _served(state: BankState, made: Floats, *, quantile: float, horizon_steps: int, serve: str | None) -> BankForecast:
     able = {name for position, name in enumerate(state.names) if not np.isnan(made[position]).any()}
     costs = {name: cost for name, cost in costs_of(state, quantile).items() if name in able}
-    choice = choose_champion(costs, incumbent=state.champion, fallback=SAFE, quantile=quantile)
+    choice = choose_champion(costs, incumbent=state.champion, fallback=SAFE, quantile=quantile, preferred=COMBINATION)
     before, state.champion = state.champion, choice.champion
     serving, reason = choice.champion, choice.reason
     if serve is not None:

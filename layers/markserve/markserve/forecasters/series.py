@@ -80,7 +80,8 @@ class Series:
         return _range_mean(self._sums, np.maximum(origins - width, 0), origins)
 
     @cached_property
-    def _usual_jump(self) -> float:
+    def usual_jump(self) -> float:
+        """Root mean square of all jumps from step to step."""
         total, count = self._squared_jumps
         last = self.filled[-1] if len(self) and not np.isnan(self.filled[-1]) else 0.0
         return float(np.sqrt(total[-1] / count[-1])) + 1e-3 * float(last) + 1e-9 if count[-1] else max(1e-3 * float(last), 1e-9)
@@ -93,7 +94,7 @@ class Series:
         """
         short = _range_mean(self._squared_jumps, np.maximum(origins - 30, 0), origins)
         long = _range_mean(self._squared_jumps, np.maximum(origins - self.day, 0), origins)
-        usual = self._usual_jump
+        usual = self.usual_jump
         long = np.where(np.isnan(long), usual**2, long)
         short = np.where(np.isnan(short), long, short)
         return np.asarray(np.clip(np.sqrt(0.5 * short + 0.5 * long), usual / VOLATILITY_RANGE, usual * VOLATILITY_RANGE))
