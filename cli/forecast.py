@@ -11,6 +11,7 @@ import msgspec
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cli import forecast_train
 from cli.console import BAD_USAGE, Problem, emit_json, emit_table, err, explained, out
 from cli.system import Json
 from cli.target import connect_to_stack
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from markserve.messages import ForecastRecord
     from simulator.steps import StepTrace
 
-app = typer.Typer(help="Judge forecasters on a recorded load, and show what they expect.", no_args_is_help=True)
+app = typer.Typer(help="Judge forecasters on a recorded load, show what they expect, and train the LSTM.", no_args_is_help=True)
+app.command("train", epilog="Example: `markserve forecast train --trace weeks.csv.gz --out lstm.safetensors`")(forecast_train.train)
 
 HORIZON_STEPS = 60
 BUYING_QUANTILE = 0.9

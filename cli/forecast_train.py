@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from cli.console import FAILED, Problem, emit_json, emit_table, err, explained
 from cli.system import Json
 from cli.target import connect_to_stack
-from markserve.core.arrivals import ArrivalCount, step_maxima_rps
 from markserve.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -76,33 +76,10 @@ def read_history(path: Path) -> list[float | None]:
     InvalidRequest
         If it is no trace, or its rows are longer than a minute.
     """
+    from simulator.steps import read_steps
     from simulator.traces import open_trace
 
-    trace = open_trace(path)
-    if trace.step_s is not None and trace.step_s > STEP_S:
-        raise InvalidRequest(f"{path}: rows of {trace.step_s:g} s; the LSTM needs minutes or shorter ones")
-    window_s = max(WINDOW_S, trace.step_s or 0.0)
-    expected_rows = None if trace.step_s is None else window_s / trace.step_s
-    counts: dict[int, float] = {}
-    rows: dict[int, int] = {}
-    first = 0
-    for row in trace.rows():
-        if not rows:
-            first = int(row.t_s // window_s)
-        at = int(row.t_s // window_s) - first
-        counts[at] = counts.get(at, 0.0) + row.count
-        rows[at] = rows.get(at, 0) + 1
-    windows = [
-        ArrivalCount(at * window_s, _whole_count(counts.get(at, 0.0), rows.get(at, 0), expected_rows)) for at in range(max(rows) + 1)
-    ]
-    return step_maxima_rps(windows, window_s=window_s, step_s=STEP_S)
-
-
-def _whole_count(count: float, rows: int, expected_rows: float | None) -> int | None:
-    """Count of a window; unknown when less than half of its rows are there, scaled up when some are not."""
-    if expected_rows is None:
-        return round(count)
-    return round(count * expected_rows / rows) if 2 * rows >= expected_rows else None
+    return [None if math.isnan(rate) else float(rate) for rate in read_steps(open_trace(path)).rates_rps]
 
 
 def _train_on_trace(path: Path, out_file: Path | None, *, epochs: int, seed: int) -> TraceTraining:

@@ -19,7 +19,7 @@ from markserve.errors import DependencyUnavailable, InvalidRequest, Transient
 from markserve.forecast_cycle import ForecastCycle, Forecasted
 from markserve.history import StepGrid
 from markserve.messages import ForecastRecord, MetricsBatch
-from markserve.ports import BlobStore, ControlStore, LearnedForecaster, MetricsSink, WindowStore
+from markserve.ports import BlobStore, ControlStore, EventPublisher, LearnedForecaster, MetricsSink, WindowStore
 from markserve.telemetry import (
     FORECAST_CALIBRATION_ERROR,
     FORECAST_HISTORY_AGE,
@@ -69,13 +69,16 @@ def run(
     forecaster: Callable[[], LearnedForecaster],
     grid: StepGrid,
     now_s: float,
+    events: EventPublisher | None = None,
 ) -> list[ForecastRecord]:
     """Forecast each model's load and store it; one model's trouble does not keep the others from theirs.
 
     Parameters
     ----------
     forecaster
-        Builds the trained forecaster; called only once some model has a promoted version, as loading it takes seconds.
+        Builds the trained forecaster, which takes a second the first time.
+    events
+        Where to say that a forecaster has drifted.
 
     Raises
     ------
@@ -87,7 +90,7 @@ def run(
     except Transient as error:
         # Without this tick quiet windows will count as missing, which is right: the pipeline is not alive.
         logger.warning("liveness tick not sent", extra={"reason": str(error)})
-    cycle = ForecastCycle(windows=windows, control=control, blobs=blobs, forecaster=forecaster, grid=grid, cache=DAYS)
+    cycle = ForecastCycle(windows=windows, control=control, blobs=blobs, forecaster=forecaster, grid=grid, cache=DAYS, events=events)
     records: list[ForecastRecord] = []
     failures: list[str] = []
     for name in names:
@@ -126,7 +129,7 @@ def _summary(record: ForecastRecord) -> dict[str, Any]:
 @logger.inject_lambda_context
 @tracer.capture_lambda_handler
 @metrics.log_metrics
-def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:  # noqa: ARG001
+def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Forecast or train, as the event says; return a summary for each model."""
     command = parse(event)
     names = [command.model] if command.model else [record.model for record in wiring.models().list()]
@@ -140,6 +143,8 @@ def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
             forecaster=wiring.learned_forecaster(),
             grid=grid,
             now_s=time.time(),
+            time_left_s=lambda: context.get_remaining_time_in_millis() / 1000,
+            events=wiring.events(),
         )
         metrics.add_metric(name=FORECASTERS_TRAINED, unit=MetricUnit.Count, value=sum(report.version is not None for report in reports))
         for report in reports:
@@ -154,6 +159,7 @@ def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
         forecaster=wiring.learned_forecaster,
         grid=grid,
         now_s=time.time(),
+        events=wiring.events(),
     )
     metrics.add_metric(name=FORECASTS_PRODUCED, unit=MetricUnit.Count, value=len(records))
     return {"forecasts": [_summary(record) for record in records]}

@@ -22,7 +22,16 @@ from markserve.core.champion import SWITCH_MARGIN
 from markserve.errors import DependencyUnavailable, InferenceFailed, InvalidRequest, Throttled
 from markserve.forecasters.state import BankState
 from markserve.history import REPORT_DELAY_S, StepGrid, recorded_steps
-from markserve.messages import ArrivalCounts, ForecasterCard, ForecasterPointer, ForecastRecord, MetricsBatch, TrainingPaused, decode
+from markserve.messages import (
+    ArrivalCounts,
+    ForecastDrifted,
+    ForecasterCard,
+    ForecasterPointer,
+    ForecastRecord,
+    MetricsBatch,
+    TrainingPaused,
+    decode,
+)
 from markserve.ports import LearnedForecaster, TrainedForecaster, TrainingRun
 from markserve.pretrained import load_pretrained
 from markserve.training import TrainingReport, serving_weights, train_models
@@ -68,6 +77,7 @@ class Stack:
         self.control = MemoryControlStore()
         self.blobs = MemoryBlobStore()
         self.sink = sink or MemoryMetricsSink()
+        self.events = MemoryEventPublisher()
         self.now_s = NOW_S + REPORT_DELAY_S
 
     def record(self, steps: Sequence[int], *, model: str = MODEL) -> None:
@@ -91,6 +101,7 @@ class Stack:
             forecaster=no_forecaster if forecaster is None else lambda: forecaster,
             grid=GRID,
             now_s=self.now_s,
+            events=self.events,
         )
 
     def train(
@@ -126,7 +137,7 @@ class UnreadableWindows(MemoryWindowStore):
 
 
 def no_forecaster() -> LearnedForecaster:
-    raise AssertionError("no version is promoted: torch must not be loaded")
+    raise InferenceFailed("torch is not there")
 
 
 ALTERNATING = [10, 10, 10, 2] * 10
@@ -470,6 +481,27 @@ def test_cycle_says_that_its_history_is_old_once_an_hour() -> None:
     assert stack.decisions().count("forecast_stale") == 1
 
 
+def test_shipped_lstm_competes_from_the_first_hour() -> None:
+    stack = Stack()
+    for steps in ([10, 12, 9, 11] * 30, *([[10]] * 20)):
+        stack.record(steps)
+        (record,) = stack.forecast(forecaster=LstmForecaster())
+
+    assert any(name.startswith("lstm") for name in record.scores)
+
+
+def test_drifted_forecasts_ask_for_training_once_an_hour() -> None:
+    stack = Stack()
+    level = 10
+    for step in range(240):
+        level = 10 + 400 * (step % 7 == 0)  # more often than any quantile that was learned says
+        stack.record([level])
+        stack.forecast()
+
+    asked = [event for event in stack.events.events if isinstance(event, ForecastDrifted)]
+    assert len(asked) == stack.decisions().count("forecast_miscalibrated") <= 1 + 240 * 5 // 3600
+
+
 def test_cycle_judges_by_the_quantile_that_the_last_plan_bought_for() -> None:
     stack = Stack()
     stack.record(ALTERNATING)
@@ -598,6 +630,7 @@ def stack_in_aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             "WINDOWS_TABLE": "windows",
             "CONTROL_TABLE": "control",
             "ARTEFACTS_BUCKET": "artefacts",
+            "EVENT_BUS_NAME": "default",
             "METRICS_QUEUE_URL": boto3.client("sqs").create_queue(QueueName="metrics")["QueueUrl"],
             "HORIZON_STEPS": "4",
         }
@@ -633,7 +666,11 @@ def _forget_ports() -> None:
 )
 def test_forecast_handler_answers_by_model_when_it_is_invoked(event: dict[str, str], answer: str, event_logged: list[str]) -> None:
     context = SimpleNamespace(
-        function_name="markserve-forecast", memory_limit_in_mb=1024, invoked_function_arn="arn:aws:lambda:::function", aws_request_id="r-1"
+        function_name="markserve-forecast",
+        memory_limit_in_mb=1024,
+        invoked_function_arn="arn:aws:lambda:::function",
+        aws_request_id="r-1",
+        get_remaining_time_in_millis=lambda: 900_000,
     )
 
     result = handler(event, context)  # type: ignore[arg-type]

@@ -95,5 +95,5 @@ def test_trace_with_missing_rows_has_missing_minutes(tmp_path: Path) -> None:
 def test_trace_of_hours_is_refused(tmp_path: Path) -> None:
     (tmp_path / "h.csv").write_text("t_s,count\n0,5\n3600,6\n")
 
-    with pytest.raises(InvalidRequest, match="needs minutes or shorter"):
+    with pytest.raises(InvalidRequest, match="covers 3600 s; forecasting needs 60 s"):
         read_history(tmp_path / "h.csv")

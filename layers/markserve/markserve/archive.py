@@ -11,11 +11,12 @@ import math
 import sys
 from array import array
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from markserve.core.backtest import History
 from markserve.errors import InvalidRequest
-from markserve.ports import BlobStore
+from markserve.history import HISTORY_STEPS, RecordedSteps, StepGrid, clock_steps, recorded_windows, steps_of
+from markserve.ports import BlobStore, WindowStore
 
 DAY_S = 86_400.0
 APPEND_STEPS = 15
@@ -101,3 +102,23 @@ def _little_endian(rates: array[float]) -> array[float]:
     if sys.byteorder == "big":
         rates.byteswap()
     return rates
+
+
+def recorded_history(
+    archive: StepArchive, *, windows: WindowStore, grid: StepGrid, steps: int, now_s: float, append: bool
+) -> RecordedSteps:
+    """Return up to `steps` steps: weeks from the archive, the last hours from the windows themselves, from the first known one on.
+
+    Parameters
+    ----------
+    append
+        Whether to archive the steps that are new.
+    """
+    recorded = recorded_windows(archive.model, windows=windows, grid=grid, steps=min(steps, HISTORY_STEPS), now_s=now_s)
+    if append:
+        archive.append(clock_steps(recorded, grid))
+    recent = steps_of(recorded, grid)
+    end_step = round(recent.until_s / grid.step_s) - len(recent.rates_rps)
+    older = archive.read(first_step=max(0, end_step + len(recent.rates_rps) - steps), end_step=end_step)
+    first = next((index for index, rate in enumerate(older) if rate is not None), len(older))
+    return replace(recent, rates_rps=[*older[first:], *recent.rates_rps])

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 
-from markserve.archive import StepArchive
+from markserve.archive import StepArchive, recorded_history
 from markserve.core.backtest import History, Rates
 from markserve.core.types import Forecast
 from markserve.errors import InferenceFailed, InvalidRequest, Transient
 from markserve.forecasters.bank import BankForecast, LearnedForecast, Terms, grid, replay, step
 from markserve.forecasters.series import DAYS_KEPT, as_rates
 from markserve.forecasters.state import BankState
-from markserve.history import HISTORY_STEPS, StepGrid, clock_steps, recorded_windows, steps_of
-from markserve.messages import DecisionRecord, ForecastRecord
-from markserve.ports import BlobStore, ControlStore, LearnedForecaster, WindowStore
-from markserve.training import promoted_forecaster
+from markserve.history import StepGrid
+from markserve.messages import DecisionRecord, ForecastDrifted, ForecastRecord
+from markserve.ports import BlobStore, ControlStore, EventPublisher, LearnedForecaster, WindowStore
+from markserve.training import serving_weights
 
 DEFAULT_QUANTILE = 0.9
 """Forecasters are judged by it until a plan says which quantile it buys for."""
@@ -46,7 +46,9 @@ class ForecastCycle:
     Attributes
     ----------
     forecaster
-        Builds the trained forecaster; called only once some model has a promoted version, as loading it takes seconds.
+        Builds the trained forecaster, which takes a second the first time.
+    events
+        Where to say that a forecaster has drifted, so that it is trained anew; at most hourly.
     """
 
     windows: WindowStore
@@ -55,6 +57,7 @@ class ForecastCycle:
     forecaster: Callable[[], LearnedForecaster]
     grid: StepGrid
     cache: MutableMapping[str, bytes]
+    events: EventPublisher | None = None
 
     def run(self, model: str, now_s: float) -> Forecasted:
         """Forecast, store the forecast and carry the state on."""
@@ -93,15 +96,10 @@ class ForecastCycle:
         return StepArchive(blobs=self.blobs, model=model, step_s=self.grid.step_s, cache=self.cache)
 
     def _history(self, model: str, now_s: float) -> tuple[History, float]:
-        """Weeks from the archive, the last hours from the windows themselves; begins with the first known step."""
-        recorded = recorded_windows(model, windows=self.windows, grid=self.grid, steps=HISTORY_STEPS, now_s=now_s)
         archive = self._archive(model)
-        archive.append(clock_steps(recorded, self.grid))
-        recent = steps_of(recorded, self.grid)
-        end_step = round(recent.until_s / self.grid.step_s) - len(recent.rates_rps)
-        older = archive.read(first_step=max(0, end_step - DAYS_KEPT * archive.steps_per_day), end_step=end_step)
-        first = next((index for index, rate in enumerate(older) if rate is not None), len(older))
-        return [*older[first:], *recent.rates_rps], recent.until_s
+        steps = DAYS_KEPT * archive.steps_per_day
+        recorded = recorded_history(archive, windows=self.windows, grid=self.grid, steps=steps, now_s=now_s, append=True)
+        return recorded.rates_rps, recorded.until_s
 
     def _buying_quantile(self, model: str) -> float:
         plan = self.control.latest_plan()
@@ -120,16 +118,13 @@ class ForecastCycle:
         return state, True
 
     def _learned(self, model: str, history: History) -> tuple[Mapping[str, LearnedForecast], list[str]]:
-        """Bind the promoted forecaster to this history; what goes wrong with it is told, and others serve."""
+        """Bind the trained forecaster to this history; what goes wrong with it is told, and others serve."""
         passed_over: list[str] = []
         try:
-            promoted = promoted_forecaster(model, blobs=self.blobs, grid=self.grid)
-            if promoted is None:
-                return {}, passed_over
+            name, weights = serving_weights(model, blobs=self.blobs, grid=self.grid)
             forecaster = self.forecaster()
         except (InvalidRequest, InferenceFailed, Transient) as error:
             return {}, [str(error)]
-        card, weights = promoted
         seen = history[-DAYS_KEPT * self._archive(model).steps_per_day :]
 
         def forecast(origins: Sequence[int]) -> Mapping[int, Rates]:
@@ -139,7 +134,7 @@ class ForecastCycle:
                 passed_over.append(str(error))
                 return {}
 
-        return {f"{card.forecaster} {card.version}": forecast}, passed_over
+        return {name: forecast}, passed_over
 
     def _record(self, model: str, made: BankForecast, until_s: float) -> ForecastRecord:
         forecast = Forecast(
@@ -162,13 +157,16 @@ class ForecastCycle:
             )
         if made.calibration_error is not None and made.calibration_error > MISCALIBRATED:
             reason = f"a quantile is exceeded {made.calibration_error:.1%} more or less often than it says"
-            self._log_hourly(model, "forecast_miscalibrated", reason, now_s)
+            if self._log_hourly(model, "forecast_miscalibrated", reason, now_s) and self.events is not None:
+                self.events.publish(ForecastDrifted(model=model, at_s=now_s, reason=reason))
         if age_s is not None and age_s > STALE_STEPS * self.grid.step_s:
             self._log_hourly(model, "forecast_stale", f"no count is known of the last {age_s:.0f} s: the pipeline may be down", now_s)
 
-    def _log_hourly(self, model: str, event: str, reason: str, now_s: float) -> None:
-        if self.control.claim(f"report#{event}#{model}", now_s=now_s, for_s=REPORTED_EVERY_S):
+    def _log_hourly(self, model: str, event: str, reason: str, now_s: float) -> bool:
+        is_due = self.control.claim(f"report#{event}#{model}", now_s=now_s, for_s=REPORTED_EVERY_S)
+        if is_due:
             self.control.log(DecisionRecord(at_s=now_s, model=model, subject="forecast", event=event, reason=reason))
+        return is_due
 
 
 def _age_s(history: History, step_s: float) -> float | None:

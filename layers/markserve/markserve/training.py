@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
+from markserve.archive import StepArchive, recorded_history
 from markserve.core.backtest import BACKTEST_ORIGINS_MIN, judge_challenger, pinball_loss_rps
 from markserve.errors import InferenceFailed, InvalidRequest
-from markserve.history import HISTORY_STEPS, StepGrid, recorded_steps
+from markserve.history import HISTORY_STEPS, StepGrid
 from markserve.messages import DecisionRecord, ForecasterCard, ForecasterPointer, ForecasterRun, TrainingPaused, decode, encode
 from markserve.ports import BlobStore, ControlStore, EventPublisher, LearnedForecaster, TrainingRun, WindowStore
 from markserve.pretrained import load_pretrained
@@ -161,7 +162,8 @@ class Trainer:
             If the training diverges.
         """
         grid, forecaster = self.grid, self.forecaster
-        recorded = recorded_steps(model, windows=self.windows, grid=grid, steps=TRAINING_STEPS_MAX, now_s=run.begun_at_s)
+        archive = StepArchive(blobs=self.blobs, model=model, step_s=grid.step_s)
+        recorded = recorded_history(archive, windows=self.windows, grid=grid, steps=TRAINING_STEPS_MAX, now_s=run.begun_at_s, append=False)
         needed = TRAINING_HORIZONS_MIN * grid.horizon_steps
         if recorded.known < needed:
             raise InvalidRequest(f"{model}: {recorded.known} known steps of {grid.step_s:g} s; training needs {needed}")
