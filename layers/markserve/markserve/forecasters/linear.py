@@ -17,7 +17,7 @@ ROWS_MIN = 240
 """Fewer say more about chance; other forecasters serve meanwhile."""
 RIDGE = 0.01
 """Share of the features' mean square that is added to the diagonal, per step ahead: errors far ahead overlap, so the same number of
-rows says less. Chosen on the first halves of four traces."""
+rows says less. Chosen on four public traces, not on a trace kept apart."""
 ROBUST_ROUNDS = 3
 """Refits in which far misses weigh less (Huber): a surge must not teach what an ordinary minute is like."""
 HALF_LIFE_DAYS = 5.0

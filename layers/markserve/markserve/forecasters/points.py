@@ -19,7 +19,7 @@ TREND_MEMORY = 40
 """Steps after which a damped trend has forgotten: (1 - LEVEL_GAIN)^40 is nothing."""
 SMOOTHING_MEMORY = 60
 SMOOTHING_GAIN = 0.25
-"""Exponential smoothing: half of the weight lies on the last 2.4 steps. Chosen on the first third of a public Twitter trace."""
+"""Exponential smoothing: half of the weight lies on the last 2.4 steps. A customary value, not tuned."""
 SEASON_HALF_WIDTH = 2
 """Yesterday's step is averaged with so many neighbours on each side: a day does not repeat to the minute."""
 LEVEL_STEPS = 20
