@@ -30,7 +30,7 @@ def test_asking_fewer_candidates_finds_the_same_best_bids(spot_rules: bool) -> N
             every = sorted((bid for bid, refusal in choice.bids_and_refusals(room) if refusal is None), key=lambda b: b.order)
             assert bids[:BIDS_SHOWN] == every[:BIDS_SHOWN]
             choice.add(bids[0].candidate)
-            room = room.after([bids[0].candidate.offering])
+            room = room.with_bought(bids[0].candidate.offering, 1)
 
 
 offerings = st.builds(

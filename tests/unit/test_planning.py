@@ -4,10 +4,11 @@ from typing import Any
 import pytest
 
 from markserve.core.capacity import Candidate, Room, SpotRules, prune
-from markserve.core.greedy import Choice, Task
+from markserve.core.greedy import Choice
 from markserve.core.notes import bounded
 from markserve.core.planning import CapacityPlan, ModelDemand, Rejected, SpillTier, Trigger, plan_capacity
 from markserve.core.search import improve
+from markserve.core.task import Task
 from markserve.core.tunables import Tunables
 from markserve.core.types import BatchProfile, CapacityType, Forecast, Instance, InstanceState, Offering
 from tests.builders import MODEL, NOW_S, a_forecast, a_profile, a_spot_offering, an_instance, an_offering, worker_stats
@@ -634,11 +635,11 @@ def test_alternatives_end_with_a_count_when_there_are_too_many() -> None:
 
 def test_spot_share_leaves_out_what_stands_idle_unless_all_spot_is_there_already() -> None:
     rules = SpotRules(max_share=0.5, pools=1)
-    firm = [Candidate(offering=LARGE, capacity_rps=10.0, ready_step=0)] * 4
-    bought_spot = [Candidate(offering=SPOT, capacity_rps=10.0, ready_step=0)] * 4
-    there = [Candidate(offering=SPOT, capacity_rps=10.0, ready_step=0, instance_id=f"i-{n}") for n in range(4)]
+    firm = (Candidate(offering=LARGE, capacity_rps=10.0, ready_step=0), 4)
+    spot = Candidate(offering=SPOT, capacity_rps=10.0, ready_step=0)
+    there = (Candidate(offering=SPOT, capacity_rps=10.0, ready_step=0, instance_id="i-1"), 4)
 
-    assert rules.refusal([*firm, *bought_spot]) is None
-    assert "of the capacity that serves" in (rules.refusal([*firm, *bought_spot], peak_rps=40.0) or "")
-    assert rules.refusal([*firm, *bought_spot[:2]], peak_rps=40.0) is None
-    assert rules.refusal([*firm, *there], peak_rps=40.0) is None
+    assert rules.refusal([firm, (spot, 4)]) is None
+    assert "of the capacity that serves" in (rules.refusal([firm, (spot, 4)], peak_rps=40.0) or "")
+    assert rules.refusal([firm, (spot, 2)], peak_rps=40.0) is None
+    assert rules.refusal([firm, there], peak_rps=40.0) is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from markserve.core.types import CapacityType, Offering
@@ -33,8 +33,14 @@ class Candidate:
     """Pool key of an offering, id of an instance."""
     is_new: bool = field(init=False, repr=False)
     """Whether choosing it means a launch."""
+    is_spot: bool = field(init=False, repr=False)
+    """Whether it can be interrupted."""
     usd_per_s: float = field(init=False, repr=False)
     """Rent."""
+    usd_per_request: float = field(init=False, repr=False)
+    """Cost of one request at full use."""
+    launch_cost_usd: float = field(init=False, repr=False)
+    """Rent paid before it serves; sunk for an instance that is already there."""
     merit: tuple[float, bool, int, str] = field(init=False, repr=False, compare=False)
     """Order in which chosen candidates serve: least cost per request first."""
 
@@ -46,23 +52,12 @@ class Candidate:
         # Stored, as one plan reads them a hundred thousand times.
         object.__setattr__(self, "key", self.instance_id or self.offering.key)
         object.__setattr__(self, "is_new", not self.instance_id)
-        object.__setattr__(self, "usd_per_s", self.offering.price_usd_per_hour / 3600)
+        usd_per_s = self.offering.price_usd_per_hour / 3600
+        object.__setattr__(self, "is_spot", self.offering.capacity_type is CapacityType.SPOT)
+        object.__setattr__(self, "usd_per_s", usd_per_s)
+        object.__setattr__(self, "usd_per_request", usd_per_s / self.capacity_rps)
+        object.__setattr__(self, "launch_cost_usd", self.offering.launch_overhead_s * usd_per_s if self.is_new else 0.0)
         object.__setattr__(self, "merit", (self.usd_per_request, self.is_new, self.ready_step, self.key))
-
-    @property
-    def is_spot(self) -> bool:
-        """Whether it can be interrupted."""
-        return self.offering.capacity_type is CapacityType.SPOT
-
-    @property
-    def launch_cost_usd(self) -> float:
-        """Rent paid before it serves; sunk for an instance that is already there."""
-        return self.offering.launch_overhead_s * self.usd_per_s if self.is_new else 0.0
-
-    @property
-    def usd_per_request(self) -> float:
-        """Cost of one request at full use."""
-        return self.usd_per_s / self.capacity_rps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,15 +85,16 @@ class Room:
             return f"its ${offering.price_usd_per_hour:.4f}/h exceed the ${max(self.usd_per_hour, 0):.4f}/h left under max-hourly-cost-usd"
         return None
 
-    def after(self, offerings: Iterable[Offering], *, given_back: Iterable[Offering] = ()) -> Room:
-        """Return what is left once `offerings` are bought and `given_back` are not."""
-        bought, returned = list(offerings), list(given_back)
-        return Room(
-            instances=self.instances - len(bought) + len(returned),
-            usd_per_hour=self.usd_per_hour
-            - math.fsum(o.price_usd_per_hour for o in bought)
-            + math.fsum(o.price_usd_per_hour for o in returned),
-        )
+    def fits(self, offering: Offering) -> int:
+        """How many of `offering` fit."""
+        if self.instances < 1 or self.usd_per_hour <= 0:
+            return 0
+        # Short of one at the edge of rounding: whoever asks for more than one at once asks again.
+        return min(self.instances, math.floor(self.usd_per_hour / offering.price_usd_per_hour - 1e-9))
+
+    def with_bought(self, offering: Offering, number: int) -> Room:
+        """Return what is left once `number` more are bought; fewer, where negative."""
+        return Room(instances=self.instances - number, usd_per_hour=self.usd_per_hour - number * offering.price_usd_per_hour)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,27 +105,31 @@ class SpotRules:
     pools: int
     """Spot pools that can be bought from now."""
 
-    def refusal(self, chosen: Sequence[Candidate], *, peak_rps: float = math.inf) -> str | None:
-        """Why `chosen` leans too much on spot; None when it does not.
+    def refusal(self, chosen: Iterable[tuple[Candidate, int]], *, peak_rps: float = math.inf) -> str | None:
+        """Why `chosen`, with numbers, leans too much on spot; None when it does not.
 
         The share is of the capacity that serves: with a launch of spot, no more than `peak_rps` counts, so that
         instances which would stand idle allow no more spot. Without one, everything counts: a dip in demand
         does not replace spot instances that are there.
         """
-        spot = [c for c in chosen if c.is_spot]
-        if not spot:
+        total_rps, spot_rps, spot_number, launches_spot = 0.0, 0.0, 0, False
+        by_pool: dict[str, int] = {}
+        for candidate, number in chosen:
+            total_rps += number * candidate.capacity_rps
+            if candidate.is_spot:
+                spot_rps += number * candidate.capacity_rps
+                spot_number += number
+                launches_spot = launches_spot or candidate.is_new
+                by_pool[candidate.offering.key] = by_pool.get(candidate.offering.key, 0) + number
+        if not spot_number:
             return None
-        spot_rps, total_rps = math.fsum(c.capacity_rps for c in spot), math.fsum(c.capacity_rps for c in chosen)
-        serving_rps = min(total_rps, peak_rps) if any(c.is_new for c in spot) else total_rps
+        serving_rps = min(total_rps, peak_rps) if launches_spot else total_rps
         if self.max_share < 1 and spot_rps > self.max_share * serving_rps + EPSILON_RPS:
             return f"spot would be {spot_rps / serving_rps:.0%} of the capacity that serves, above spot-max-share {self.max_share:.0%}"
-        pool_limit = max(1, math.ceil(max(POOL_MAX_SHARE, 1 / max(1, self.pools)) * len(spot) - 1e-9))
-        by_pool: dict[str, int] = {}
-        for candidate in spot:
-            by_pool[candidate.offering.key] = by_pool.get(candidate.offering.key, 0) + 1
+        pool_limit = max(1, math.ceil(max(POOL_MAX_SHARE, 1 / max(1, self.pools)) * spot_number - 1e-9))
         fullest = max(by_pool, key=lambda pool: (by_pool[pool], pool))
         if by_pool[fullest] > pool_limit:
-            return f"pool {fullest} would hold {by_pool[fullest]} of {len(spot)} spot instances, above {pool_limit}"
+            return f"pool {fullest} would hold {by_pool[fullest]} of {spot_number} spot instances, above {pool_limit}"
         return None
 
 
@@ -165,11 +165,3 @@ def prune(offers: Sequence[Candidate]) -> tuple[tuple[Candidate, ...], int]:
             capacities.sort(reverse=True)
             del capacities[DOMINATORS_KEPT:]
     return tuple(kept), len(order) - len(kept)
-
-
-def counted(candidates: Iterable[Candidate]) -> Mapping[str, tuple[Candidate, int]]:
-    """Group candidates by key, with their number, in order of first appearance."""
-    groups: dict[str, tuple[Candidate, int]] = {}
-    for candidate in candidates:
-        groups[candidate.key] = (candidate, groups.get(candidate.key, (candidate, 0))[1] + 1)
-    return groups

@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from markserve.core.capacity import Room, SpillTier, counted
+from markserve.core.capacity import Room, SpillTier
 from markserve.core.demand import Trigger
 from markserve.core.greedy import Choice, fill
 from markserve.core.notes import PlanNotes, bounded
@@ -139,9 +139,9 @@ def plan_capacity(
 def _reconsider(p: Prepared, choice: Choice, room: Room, notes: PlanNotes) -> Room:
     """Adopt Algorithm 1's plan from scratch if it is clearly cheaper than the one that keeps what runs."""
     fresh, fresh_notes = p.choice(), PlanNotes()
-    fresh_room = complete([fresh], room.after([], given_back=(c.offering for c in choice.launches)), fresh_notes)
-    unserved, cost = choice.task.score(choice.chosen)
-    fresh_unserved, fresh_cost = choice.task.score(fresh.chosen)
+    fresh_room = complete([fresh], _given_back(room, choice), fresh_notes)
+    unserved, cost = choice.score()
+    fresh_unserved, fresh_cost = fresh.score()
     if fresh_unserved > unserved or fresh_cost >= cost * (1 - REPLACEMENT_SAVING):
         return room
     choice.set_chosen(fresh.chosen)
@@ -150,10 +150,16 @@ def _reconsider(p: Prepared, choice: Choice, room: Room, notes: PlanNotes) -> Ro
     return fresh_room
 
 
+def _given_back(room: Room, choice: Choice) -> Room:
+    for candidate, number in choice.launched:
+        room = room.with_bought(candidate.offering, -number)
+    return room
+
+
 def _add_for_risk(p: Prepared, choice: Choice, room: Room, notes: PlanNotes) -> Room:
     """Add one instance for an objective at risk, unless it cannot help; size it for a quarter more demand."""
     present_rps = max(choice.task.demand_rps[0], p.demand.measured_rate_rps or 0.0)
-    if choice.launches or p.has_pending:
+    if choice.launched or p.has_pending:
         notes.say(choice, ["objective at risk: an instance is already on its way"])
         return room
     if present_rps <= 0:
@@ -170,7 +176,7 @@ def _add_for_risk(p: Prepared, choice: Choice, room: Room, notes: PlanNotes) -> 
     best = min(allowed, key=lambda c: (c.usd_per_s / min(c.capacity_rps, extra_rps), c.offering.price_usd_per_hour, c.key))
     choice.add(best)
     notes.why(choice, best.key, "the objective is at risk: one more instance")
-    return room.after([best.offering])
+    return room.with_bought(best.offering, 1)
 
 
 def _launches(choice: Choice, notes: PlanNotes) -> list[Launch]:
@@ -182,7 +188,7 @@ def _launches(choice: Choice, notes: PlanNotes) -> list[Launch]:
             reason=f"{notes.reason_for(choice.task.model, key)}; ${candidate.offering.price_usd_per_hour:.4f}/h for "
             f"{candidate.capacity_rps:.1f} rps each, serving in {candidate.offering.launch_overhead_s:.0f} s",
         )
-        for key, (candidate, number) in sorted(counted(choice.launches).items())
+        for key, (candidate, number) in sorted((c.key, (c, n)) for c, n in choice.launched)
     ]
 
 
@@ -210,7 +216,7 @@ def _scale_in(
 
 
 def _model_plan(p: Prepared, choice: Choice, drained: Collection[str], notes: PlanNotes) -> ModelPlan:
-    holding = [c for c in p.existing if c.instance_id not in drained] + choice.launches
+    holding = [(c, 1) for c in p.existing if c.instance_id not in drained] + choice.launched
     demand = choice.task.demand_rps
     left = choice.task.left_rps(holding)
     capacity = tuple(round(d - rest, 9) for d, rest in zip(demand, left, strict=True))

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from markserve.core.batching import BatchLimits, choose_batch_limits
 from markserve.core.capacity import Candidate, SpillTier, SpotRules, prune
 from markserve.core.demand import DemandPath, Trigger, buying_rule, demand_path, quantile_path
-from markserve.core.greedy import Choice, Task
+from markserve.core.greedy import Choice
 from markserve.core.plan import Rejected
 from markserve.core.profiles import LatencyEstimate
 from markserve.core.scale_in import STARTED_OR_STARTING
 from markserve.core.staffing import LATE_SHARES, late_share_worth, rate_in_fleet_rps
+from markserve.core.task import Task
 from markserve.core.tunables import Tunables
 from markserve.core.types import BatchProfile, CapacityType, Forecast, Instance, InstanceState, Offering
 from markserve.errors import InfeasibleSlo
