@@ -297,7 +297,8 @@ def speed_cases() -> list[tuple[str, ModelDemand, list[Offering], list[Instance]
     small_market = region_demand(3000.0, types=5, zones="a")
     fleet = a_running_fleet(small_market[1], 300)
     running_rps = sum(1 / small_market[0].profiles[i.offering.instance_type].points[0].p98_s for i in fleet)
-    cases: list[tuple[str, ModelDemand, list[Offering], list[Instance]]] = [("300 rps from empty", region, market, []), ("10,000 rps from empty", large, market, [])]
+    cases: list[tuple[str, ModelDemand, list[Offering], list[Instance]]] = []
+    cases += [("300 rps from empty", region, market, []), ("10,000 rps from empty", large, market, [])]
     for share in (0.6, 0.9, 1.2):
         demand, offerings = region_demand(share * running_rps * 0.75, types=5, zones="a")
         cases.append((f"300 instances there, peak {share:.0%} of their rate", demand, offerings, fleet))

@@ -29,16 +29,20 @@ def serve(left_rps: list[float], candidate: Candidate, number: int, kept_above_r
     (4, [25.0, -5.0, 2.0])
     """
     rate_rps = candidate.capacity_rps
-    kept, paid = 0, 0
+    kept, kept_rps, paid = 0, 0.0, 0
     above_rps = max(kept_above_rps, EPSILON_RPS)
     for step in range(len(left_rps) - 1, candidate.ready_step - 1, -1):
         rest = left_rps[step]
         if rest <= EPSILON_RPS:
             continue
-        if kept < number and rest > above_rps:
-            kept = max(kept, min(number, math.ceil((rest - above_rps) / rate_rps)))
-        if kept:
-            needing = 1 if rest <= rate_rps else min(kept, math.ceil((rest - EPSILON_RPS) / rate_rps))
+        if kept < number and rest - above_rps > kept_rps:
+            kept = min(number, math.ceil((rest - above_rps) / rate_rps))
+            kept_rps = kept * rate_rps
+        if rest >= kept_rps:
+            left_rps[step] = rest - kept_rps
+            paid += kept
+        else:
+            needing = 1 if rest <= rate_rps else math.ceil((rest - EPSILON_RPS) / rate_rps)
             left_rps[step] = rest - needing * rate_rps
             paid += needing
     return paid
