@@ -21,6 +21,7 @@ from markserve.core.capacity import Candidate, Room, SpillTier, SpotRules
 from markserve.core.greedy import Choice
 from markserve.core.notes import PlanNotes
 from markserve.core.planning import CapacityPlan, ModelDemand, Trigger, plan_capacity
+from markserve.core.scoring import Score
 from markserve.core.search import complete
 from markserve.core.task import Task
 from markserve.core.tunables import Tunables
@@ -43,8 +44,11 @@ class Comparison:
     """The planner's result against the optimum: (requests that nothing serves, USD) each."""
 
     seed: int
-    planned: tuple[float, float]
-    optimal: tuple[float, float]
+    planned: Score
+    optimal: Score
+    bought: dict[str, int]
+    best: dict[str, int]
+    """What the optimum buys."""
 
     @property
     def gap(self) -> float:
@@ -112,8 +116,8 @@ def planned(case: Case) -> Choice:
     return choice
 
 
-def exact(case: Case) -> tuple[float, float]:  # noqa: C901 - one linear program, read from top to bottom
-    """Solve the case exactly: least requests that nothing serves, then least cost.
+def exact(case: Case) -> tuple[Score, dict[str, int]]:  # noqa: C901 - one linear program, read from top to bottom
+    """Solve the case exactly: least requests that nothing serves, then least cost; with what it launches.
 
     Variables, offerings j in the order in which `Task.score` serves: launches `n_j`; by step t the instances held
     `h_jt <= n_j` (never more than before) and paid `a_jt <= h_jt`; `f_jt` = 1 if demand is left after j and everything
@@ -199,14 +203,17 @@ def exact(case: Case) -> tuple[float, float]:  # noqa: C901 - one linear program
 
     unserved = float(waste @ solve(waste))
     at_least({int(i): -1.0 for i in range(unserved0, size)}, -(unserved + 1e-6) / task.step_s)
-    return unserved, float(cost @ solve(cost * 1000))
+    best = solve(cost * 1000)
+    numbers = {c.key: round(best[j]) for j, c in enumerate(offers) if round(best[j])}
+    return (unserved, float(cost @ best)), numbers
 
 
 def compare(seed: int, *, spot_rules: bool) -> Comparison:
     """Plan and solve one case."""
     case = a_case(seed, spot_rules=spot_rules)
     choice = planned(case)
-    return Comparison(seed=seed, planned=choice.score(), optimal=exact(case))
+    optimal, numbers = exact(case)
+    return Comparison(seed=seed, planned=choice.score(), optimal=optimal, bought=dict(choice.numbers), best=numbers)
 
 
 def region_demand(mean_rps: float = 300.0, types: int = 1300, steps: int = 60, zones: str = "abcdef") -> tuple[ModelDemand, list[Offering]]:

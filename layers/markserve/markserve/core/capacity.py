@@ -41,8 +41,8 @@ class Candidate:
     """Cost of one request at full use."""
     launch_cost_usd: float = field(init=False, repr=False)
     """Rent paid before it serves; sunk for an instance that is already there."""
-    merit: tuple[float, bool, int, str] = field(init=False, repr=False, compare=False)
-    """Order in which chosen candidates serve: least cost per request first."""
+    merit: tuple[float, bool, int, str, str] = field(init=False, repr=False, compare=False)
+    """Order in which chosen candidates serve: least cost per request first; those alike follow each other."""
 
     def __post_init__(self) -> None:
         if self.capacity_rps <= 0 or self.ready_step < 0:
@@ -57,7 +57,7 @@ class Candidate:
         object.__setattr__(self, "usd_per_s", usd_per_s)
         object.__setattr__(self, "usd_per_request", usd_per_s / self.capacity_rps)
         object.__setattr__(self, "launch_cost_usd", self.offering.launch_overhead_s * usd_per_s if self.is_new else 0.0)
-        object.__setattr__(self, "merit", (self.usd_per_request, self.is_new, self.ready_step, self.key))
+        object.__setattr__(self, "merit", (self.usd_per_request, self.is_new, self.ready_step, self.offering.key, self.key))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

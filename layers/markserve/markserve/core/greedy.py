@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import insort
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from markserve.core.capacity import EPSILON_RPS, Candidate, Room
 from markserve.core.scoring import Score
@@ -103,6 +103,11 @@ class Choice:
         for candidate in chosen:
             key = self._head[candidate.key].key
             self.numbers[key] = self.numbers.get(key, 0) + 1
+        self._refresh()
+
+    def restore(self, numbers: Mapping[str, int]) -> None:
+        """Choose exactly these numbers."""
+        self.numbers = dict(numbers)
         self._refresh()
 
     def set_numbers(self, changes: Iterable[tuple[Candidate, int]]) -> None:

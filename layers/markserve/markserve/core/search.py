@@ -19,7 +19,7 @@ from markserve.core.scoring import Score
 
 MAX_ROUNDS = 50
 """Moves in one plan; each must lower the cost, so this only bounds the time of a very large first plan."""
-SEARCHED_OFFERS = 6
+SEARCHED_OFFERS = 8
 """Offerings that moves bring in, the cheapest per request: a dear one loses anyway, and moves grow with their number."""
 PAIRED_OFFERS = 3
 """Spot offerings, and on-demand ones to go with each, that paired moves bring in."""
@@ -27,7 +27,8 @@ PAIRED_FLEET = 12
 """Planned launches up to which pairs are tried: in a larger fleet one instance on demand hardly moves the share."""
 PAIRED_MOST = 4
 """Spot instances that one paired move brings in at most; more come with further moves."""
-EACH_NUMBER = 12
+RESTARTS = 3
+EACH_NUMBER = 6
 """How many of one offering moves take out in every number up to this; of more only all at once."""
 LEAST_SAVING_USD = 1e-9
 """A smaller saving is rounding."""
@@ -58,18 +59,71 @@ def complete(choices: Sequence[Choice], room: Room, notes: PlanNotes, pending: C
 
     What an earlier plan ordered is left alone while it is on its way, unless there is more to buy.
     """
+    before = {}
     for choice in choices:
         room = _keep_minimum(choice, room, notes)
+        before[choice.task.model] = dict(choice.numbers)
     room = fill(choices, room, on_bids=notes.chosen)
     for choice in choices:
         if choice.launched or choice.task.model not in pending:
-            room, moves = improve(choice, room)
+            room, moves = settle(choice, before[choice.task.model], room)
             notes.say(choice, moves)
     for choice in choices:
         room = _keep_minimum(choice, room, notes)
         if choice.size < choice.task.min_instances:
             notes.say(choice, [f"min-instances {choice.task.min_instances} not reached: nothing more may be bought"])
-    return fill(choices, room, on_bids=notes.chosen)
+    return fill_up(choices, room, notes)
+
+
+def fill_up(choices: Sequence[Choice], room: Room, notes: PlanNotes) -> Room:
+    """Fill what has become possible since, and take it back where it is not better after all.
+
+    Algorithm 1 looks at what is unmet alone; that what is chosen already would then be needed less, it does not see.
+    """
+    before = [(dict(choice.numbers), choice.score()) for choice in choices]
+    room = fill(choices, room, on_bids=notes.chosen)
+    for choice, (numbers, score) in zip(choices, before, strict=True):
+        if choice.numbers != numbers and choice.score() >= score:
+            room = _room_between(room, choice, numbers)
+            choice.restore(numbers)
+    return room
+
+
+def settle(choice: Choice, base: Mapping[str, int], room: Room) -> tuple[Room, list[str]]:
+    """Improve what is chosen, and the best of other plans to start from: fills with one or two offerings only.
+
+    One exchange does not lead from several small instances to the right mix of large ones, and back.
+    """
+    home = dict(choice.numbers)
+    home_room = room
+    starts = [(choice.score(), home)]
+    free = _room_between(room, choice, base)
+    ranked = searched(choice)
+    types = sorted({c.offering.instance_type for c in ranked})
+    by_type = [[c for c in ranked if c.offering.instance_type in names] for n in (1, 2) for names in combinations(types, n)]
+    for offers in (*combinations(ranked, 1), *combinations(ranked, 2), *by_type):
+        trial = Choice(choice.task, existing=choice.existing, offers=offers)
+        trial.restore(base)
+        fill([trial], free)
+        if trial.numbers not in [numbers for _, numbers in starts]:
+            starts.append((trial.score(), dict(trial.numbers)))
+    best: tuple[Score, dict[str, int], list[str]] | None = None
+    for _, numbers in [starts[0], *sorted(starts[1:], key=lambda start: start[0])[:RESTARTS]]:
+        choice.restore(numbers)
+        _, moves = improve(choice, _room_between(free, choice, base, back=False))
+        score = choice.score()
+        if best is None or score < (best[0][0], best[0][1] - LEAST_SAVING_USD):
+            best = (score, dict(choice.numbers), moves)
+    choice.restore(best[1])
+    return _room_between(free, choice, base, back=False), best[2]
+
+
+def _room_between(room: Room, choice: Choice, numbers: Mapping[str, int], *, back: bool = True) -> Room:
+    """Room once the launches of `choice` beyond `numbers` are given back, or bought."""
+    for candidate, number in choice.launched:
+        more = number - numbers.get(candidate.key, 0)
+        room = room.with_bought(candidate.offering, -more if back else more)
+    return room
 
 
 def _keep_minimum(choice: Choice, room: Room, notes: PlanNotes) -> Room:
@@ -114,7 +168,9 @@ def improve(choice: Choice, room: Room) -> tuple[Room, list[str]]:
     moves: list[str] = []
     for _ in range(MAX_ROUNDS):
         now = choice.score()
-        found = _best(choice, room, _moves(choice), now) or _best(choice, room, _pairs(choice, room), now)
+        found = None
+        for moves_of in (_moves, _pairs, _mixed):
+            found = found or _best(choice, room, moves_of(choice, room), now)
         if found is None:
             break
         score, move = found
@@ -147,28 +203,36 @@ def _best(choice: Choice, room: Room, moves: Iterable[Move], now: Score) -> tupl
     return None if best is None else (best[0], best[2])
 
 
-def _moves(choice: Choice) -> Iterator[Move]:
+def _moves(choice: Choice, _: Room) -> Iterator[Move]:
     for last in choice.last_kept:
         yield Move(removed=((last, 1),), added=())
     planned = choice.launched
-    offers = sorted(choice.offers, key=lambda c: (c.usd_per_request, c.key))[:SEARCHED_OFFERS]
+    offers = searched(choice)
     for offer in offers:
-        if choice.bid(offer) is not None:  # else it can still be launched later
-            yield Move(removed=(), added=((offer, 1),))
+        for number in (1, 2, 3):
+            yield Move(removed=(), added=((offer, number),))
     for one, number in planned:
         for removed in _some(number):
             yield Move(removed=((one, removed),), added=())
             yield from _swaps(one, removed, offers)
-    for (one, _), (other, _) in combinations(planned, 2):
+    for (one, _number), (other, _number) in combinations(planned, 2):
         for offer in offers:
             if offer.key not in (one.key, other.key):
                 yield Move(removed=((one, 1), (other, 1)), added=((offer, 1),))
                 yield Move(removed=((one, 1), (other, 1)), added=((offer, 2),))
 
 
-def _some(number: int) -> Iterable[int]:
-    """Return how many of `number` to try: each of the first few, then all."""
-    return range(1, number + 1) if number <= EACH_NUMBER else (*range(1, EACH_NUMBER + 1), number)
+def _some(number: int) -> list[int]:
+    """Return how many of `number` to try: each of the first few, then in growing strides, then all.
+
+    >>> _some(3), _some(100)
+    ([1, 2, 3], [1, 2, 3, 4, 5, 6, 9, 13, 19, 28, 42, 63, 94, 100])
+    """
+    result, step = [], 1
+    while step < number:
+        result.append(step)
+        step = step + 1 if step < EACH_NUMBER else step * 3 // 2
+    return [*result, number]
 
 
 def _pairs(choice: Choice, room: Room) -> Iterator[Move]:
@@ -206,12 +270,39 @@ def _pairs(choice: Choice, room: Room) -> Iterator[Move]:
                         yield Move(removed=removed, added=bought)
 
 
+def _mixed(choice: Choice, _: Room) -> Iterator[Move]:
+    """Bring in two offerings together, in place of nothing or of some of one: what the caps on spot pools ask for."""
+    planned = choice.launched
+    if sum(number for _, number in planned) > PAIRED_FLEET:
+        return
+    given_up: list[Counted] = [(), *(((one, n),) for one, number in planned for n in sorted({1, 2, number}) if n <= number)]
+    given_up += [((one, 1), (other, 1)) for (one, _), (other, _) in combinations(planned, 2)]
+    for removed in given_up:
+        gone = {c.key for c, _ in removed}
+        for one, other in combinations(searched(choice), 2):
+            if not gone & {one.key, other.key}:
+                for number, more in ((1, 1), (1, 2), (2, 1), (2, 2)):
+                    yield Move(removed=removed, added=((one, number), (other, more)))
+
+
+def searched(choice: Choice) -> list[Candidate]:
+    """Return the offers that moves bring in: the cheapest per request, also of those on demand and of those soon ready."""
+    ranked = sorted(choice.offers, key=lambda c: (c.usd_per_request, c.key))
+    firm = [c for c in ranked if not c.is_spot]
+    found = [*ranked[:SEARCHED_OFFERS], *firm[:2]]
+    for some in (ranked, firm):
+        # Where a ceiling leaves demand unserved, the largest of those soon ready serve most.
+        soonest = min((c.ready_step for c in some), default=0)
+        found += sorted((c for c in some if c.ready_step == soonest), key=lambda c: (-c.capacity_rps, c.usd_per_request, c.key))[:1]
+    return list({c.key: c for c in found}.values())
+
+
 def _swaps(one: Candidate, removed: int, offers: Sequence[Candidate]) -> Iterator[Move]:
     """Exchange `removed` of one offering for one of another, or for about the same capacity of it."""
     for offer in offers:
         if offer.key != one.key:
             fewest = math.floor(removed * one.capacity_rps / offer.capacity_rps)
-            for added in sorted({1, max(1, fewest), fewest + 1}):
+            for added in sorted({1 if removed <= EACH_NUMBER else fewest, max(1, fewest), fewest + 1}):
                 yield Move(removed=((one, removed),), added=((offer, added),))
 
 
@@ -236,7 +327,8 @@ def _is_allowed(choice: Choice, move: Move, room: Room) -> bool:
         return False
     if not move.added:
         return True
-    saves_rent = sum(n * c.usd_per_s for c, n in move.added) < sum(n * c.usd_per_s for c, n in move.removed)
+    is_cheaper = min(c.usd_per_request for c, _ in move.added) < max((c.usd_per_request for c, _ in choice.counted), default=math.inf)
+    saves_rent = is_cheaper or sum(n * c.usd_per_s for c, n in move.added) < sum(n * c.usd_per_s for c, n in move.removed)
     first_ready = min(c.ready_step for c, _ in move.added)
     pairs = any(c.is_spot for c, _ in move.added) and not all(c.is_spot for c, _ in move.added)
     if not saves_rent and not pairs and max(choice.left_rps[first_ready:], default=0.0) <= EPSILON_RPS:
