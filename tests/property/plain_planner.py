@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from markserve.core.capacity import EPSILON_RPS, Candidate, Room
+from markserve.core.capacity import EPSILON_RPS, Candidate, Holding, Room
 from markserve.core.task import Bid, Task
 
 
@@ -70,7 +70,7 @@ def is_allowed(task: Task, offered: Bid, left: Sequence[float], chosen: Sequence
     candidate = offered.candidate
     if candidate.is_new and room.refusal(candidate.offering):
         return False
-    if candidate.is_spot and task.spot_refusal([(c, 1) for c in (*chosen, candidate)]):
+    if candidate.is_spot and task.spot_refusal(Holding().plus((c, 1) for c in (*chosen, candidate))):
         return False
     most_rps = max(left[offered.first_step : offered.last_step + 1])
     return (

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from markserve.core.capacity import Candidate, Room, SpotRules, prune
+from markserve.core.capacity import Candidate, Holding, Room, SpotRules, prune
 from markserve.core.greedy import Choice
 from markserve.core.notes import bounded
 from markserve.core.planning import CapacityPlan, ModelDemand, Rejected, SpillTier, Trigger, plan_capacity
@@ -639,7 +639,7 @@ def test_spot_share_leaves_out_what_stands_idle_unless_all_spot_is_there_already
     spot = Candidate(offering=SPOT, capacity_rps=10.0, ready_step=0)
     there = (Candidate(offering=SPOT, capacity_rps=10.0, ready_step=0, instance_id="i-1"), 4)
 
-    assert rules.refusal([firm, (spot, 4)]) is None
-    assert "of the capacity that serves" in (rules.refusal([firm, (spot, 4)], peak_rps=40.0) or "")
-    assert rules.refusal([firm, (spot, 2)], peak_rps=40.0) is None
-    assert rules.refusal([firm, there], peak_rps=40.0) is None
+    assert rules.refusal(Holding().plus([firm, (spot, 4)])) is None
+    assert "of the capacity that serves" in (rules.refusal(Holding().plus([firm, (spot, 4)]), peak_rps=40.0) or "")
+    assert rules.refusal(Holding().plus([firm, (spot, 2)]), peak_rps=40.0) is None
+    assert rules.refusal(Holding().plus([firm, there]), peak_rps=40.0) is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from markserve.core.types import CapacityType, Offering
@@ -29,6 +29,8 @@ class Candidate:
     """Empty for an offering."""
     rank: int = 0
     """Preference among equal instances; lower is kept first."""
+    pool: str = field(init=False, repr=False)
+    """Pool key of its offering."""
     key: str = field(init=False, repr=False)
     """Pool key of an offering, id of an instance."""
     is_new: bool = field(init=False, repr=False)
@@ -50,14 +52,15 @@ class Candidate:
                 f"{self.offering.key}: capacity_rps {self.capacity_rps} must be positive and ready_step {self.ready_step} not negative"
             )
         # Stored, as one plan reads them a hundred thousand times.
-        object.__setattr__(self, "key", self.instance_id or self.offering.key)
+        object.__setattr__(self, "pool", self.offering.key)
+        object.__setattr__(self, "key", self.instance_id or self.pool)
         object.__setattr__(self, "is_new", not self.instance_id)
         usd_per_s = self.offering.price_usd_per_hour / 3600
         object.__setattr__(self, "is_spot", self.offering.capacity_type is CapacityType.SPOT)
         object.__setattr__(self, "usd_per_s", usd_per_s)
         object.__setattr__(self, "usd_per_request", usd_per_s / self.capacity_rps)
         object.__setattr__(self, "launch_cost_usd", self.offering.launch_overhead_s * usd_per_s if self.is_new else 0.0)
-        object.__setattr__(self, "merit", (self.usd_per_request, self.is_new, self.ready_step, self.offering.key, self.key))
+        object.__setattr__(self, "merit", (self.usd_per_request, self.is_new, self.ready_step, self.pool, self.key))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +101,38 @@ class Room:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Holding:
+    """Sums over what is chosen, of which the spot rules speak; kept so that one more costs no walk over all of it."""
+
+    instances: int = 0
+    total_rps: float = 0.0
+    spot_rps: float = 0.0
+    spot_launches: int = 0
+    """Spot instances that are planned, not there."""
+    by_pool: Mapping[str, int] = field(default_factory=dict)
+    """Spot instances by pool."""
+
+    def plus(self, changes: Iterable[tuple[Candidate, int]]) -> Holding:
+        """Return the sums with so many more of each, or fewer where negative."""
+        instances, total_rps, spot_rps, spot_launches, by_pool = (
+            self.instances,
+            self.total_rps,
+            self.spot_rps,
+            self.spot_launches,
+            self.by_pool,
+        )
+        for candidate, number in changes:
+            rate_rps = number * candidate.capacity_rps
+            instances += number
+            total_rps += rate_rps
+            if candidate.is_spot:
+                spot_rps += rate_rps
+                spot_launches += number if candidate.is_new else 0
+                by_pool = {**by_pool, candidate.pool: by_pool.get(candidate.pool, 0) + number}
+        return Holding(instances=instances, total_rps=total_rps, spot_rps=spot_rps, spot_launches=spot_launches, by_pool=by_pool)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SpotRules:
     """How much of a model's capacity may be interruptible, and how much of that in one pool."""
 
@@ -105,31 +140,26 @@ class SpotRules:
     pools: int
     """Spot pools that can be bought from now."""
 
-    def refusal(self, chosen: Iterable[tuple[Candidate, int]], *, peak_rps: float = math.inf) -> str | None:
-        """Why `chosen`, with numbers, leans too much on spot; None when it does not.
+    def refusal(self, holding: Holding, *, peak_rps: float = math.inf) -> str | None:
+        """Why `holding` leans too much on spot; None when it does not.
 
         The share is of the capacity that serves: with a launch of spot, no more than `peak_rps` counts, so that
         instances which would stand idle allow no more spot. Without one, everything counts: a dip in demand
         does not replace spot instances that are there.
         """
-        total_rps, spot_rps, spot_number, launches_spot = 0.0, 0.0, 0, False
-        by_pool: dict[str, int] = {}
-        for candidate, number in chosen:
-            total_rps += number * candidate.capacity_rps
-            if candidate.is_spot:
-                spot_rps += number * candidate.capacity_rps
-                spot_number += number
-                launches_spot = launches_spot or candidate.is_new
-                by_pool[candidate.offering.key] = by_pool.get(candidate.offering.key, 0) + number
+        spot_number = sum(holding.by_pool.values())
         if not spot_number:
             return None
-        serving_rps = min(total_rps, peak_rps) if launches_spot else total_rps
-        if self.max_share < 1 and spot_rps > self.max_share * serving_rps + EPSILON_RPS:
-            return f"spot would be {spot_rps / serving_rps:.0%} of the capacity that serves, above spot-max-share {self.max_share:.0%}"
+        serving_rps = min(holding.total_rps, peak_rps) if holding.spot_launches else holding.total_rps
+        if self.max_share < 1 and holding.spot_rps > self.max_share * serving_rps + EPSILON_RPS:
+            return (
+                f"spot would be {holding.spot_rps / serving_rps:.0%} of the capacity that serves, above spot-max-share {self.max_share:.0%}"
+            )
         pool_limit = max(1, math.ceil(max(POOL_MAX_SHARE, 1 / max(1, self.pools)) * spot_number - 1e-9))
-        fullest = max(by_pool, key=lambda pool: (by_pool[pool], pool))
-        if by_pool[fullest] > pool_limit:
-            return f"pool {fullest} would hold {by_pool[fullest]} of {spot_number} spot instances, above {pool_limit}"
+        most = max(holding.by_pool.values())
+        if most > pool_limit:
+            fullest = max(pool for pool, number in holding.by_pool.items() if number == most)
+            return f"pool {fullest} would hold {most} of {spot_number} spot instances, above {pool_limit}"
         return None
 
 

@@ -9,7 +9,7 @@ import math
 from bisect import insort
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from markserve.core.capacity import EPSILON_RPS, Candidate, Room
+from markserve.core.capacity import EPSILON_RPS, Candidate, Holding, Room
 from markserve.core.scoring import Score
 from markserve.core.task import Bid, Task, Unmet
 
@@ -44,6 +44,7 @@ class Choice:
         """How many of each are chosen, by the key of the offering, or of the first instance of those alike."""
         self.left_rps = list(task.demand_rps)
         """Demand that is not met by what is chosen; negative where there is slack."""
+        self.holding = Holding()
         self._unmet: Unmet | None = None
 
     @property
@@ -74,7 +75,7 @@ class Choice:
     @property
     def size(self) -> int:
         """How many instances are chosen."""
-        return sum(self.numbers.values())
+        return self.holding.instances
 
     @property
     def idle(self) -> list[Candidate]:
@@ -123,10 +124,12 @@ class Choice:
         self.numbers[key] = self.numbers.get(key, 0) + number
         for step in range(candidate.ready_step, len(self.left_rps)):
             self.left_rps[step] -= number * candidate.capacity_rps
+        self.holding = self.holding.plus([(candidate, number)])
         self._unmet = None
 
     def _refresh(self) -> None:
         self.left_rps = self.task.left_rps(self.counted)
+        self.holding = Holding().plus(self.counted)
         self._unmet = None
 
     def score(self) -> Score:
@@ -135,7 +138,7 @@ class Choice:
 
     def spot_refusal(self, more: Candidate) -> str | None:
         """Why one more would lean too much on spot."""
-        return self.task.spot_refusal([*self.counted, (more, 1)])
+        return self.task.spot_refusal(self.holding.plus([(more, 1)]))
 
     def bid(self, candidate: Candidate) -> Bid | None:
         """Return what a candidate would serve of what is unmet now."""
@@ -192,8 +195,7 @@ class Choice:
             is_tie = len(bids) > 1 and bids[1].order[:4] == best.order[:4]  # then rank decides, and changes
             most = 1 if is_tie else min(most, self._number_idle(candidate))
         if candidate.is_spot and most > 1:
-            counted = self.counted
-            refused = (n for n in range(2, most + 1) if self.task.spot_refusal([*counted, (candidate, n)]) is not None)
+            refused = (n for n in range(2, most + 1) if self.task.spot_refusal(self.holding.plus([(candidate, n)])) is not None)
             most = next(refused, most + 1) - 1
         return max(1, most)
 

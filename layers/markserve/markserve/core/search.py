@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, combinations_with_replacement
+from itertools import accumulate, combinations, combinations_with_replacement
 
 from markserve.core.capacity import EPSILON_RPS, Candidate, Room
 from markserve.core.greedy import Choice, fill
@@ -28,6 +28,7 @@ PAIRED_FLEET = 12
 PAIRED_MOST = 4
 """Spot instances that one paired move brings in at most; more come with further moves."""
 RESTARTS = 3
+RESTARTED_FLEET = 40
 EACH_NUMBER = 6
 """How many of one offering moves take out in every number up to this; of more only all at once."""
 LEAST_SAVING_USD = 1e-9
@@ -94,8 +95,9 @@ def settle(choice: Choice, base: Mapping[str, int], room: Room) -> tuple[Room, l
 
     One exchange does not lead from several small instances to the right mix of large ones, and back.
     """
+    if choice.size > RESTARTED_FLEET:
+        return improve(choice, room)
     home = dict(choice.numbers)
-    home_room = room
     starts = [(choice.score(), home)]
     free = _room_between(room, choice, base)
     ranked = searched(choice)
@@ -181,25 +183,71 @@ def improve(choice: Choice, room: Room) -> tuple[Room, list[str]]:
     return room, moves
 
 
+class Round:
+    """Rates moves from what is chosen now."""
+
+    def __init__(self, choice: Choice, room: Room, now: Score) -> None:
+        self._choice = choice
+        self._room = room
+        self._scorer = choice.task.scorer(choice.counted)
+        self._has_spot = bool(choice.holding.spot_rps)
+        self._dearest_usd = max((c.usd_per_request for c, _ in choice.launched), default=0.0)
+        self._unmet_from = list(accumulate(reversed(choice.left_rps), max))[::-1]
+        self.now = now
+        # Where nothing is unserved, a move wins by its cost alone, and is given up once that is certain to be higher.
+        self.limit_usd = now[1] if now[0] == 0 else math.inf
+
+    def rate(self, move: Move) -> Score | None:
+        """Return the score of a move that is feasible and better than what is chosen now."""
+        if not self._fits(move) or not self._is_promising(move):
+            return None
+        if self._has_spot or any(c.is_spot for c, _ in move.added):
+            after = self._choice.holding.plus((*move.added, *((c, -n) for c, n in move.removed)))
+            if self._choice.task.spot_refusal(after) is not None:
+                return None
+        score = self._scorer.score(_changes(self._choice, move), limit_usd=self.limit_usd)
+        return score if score is not None and score < (self.now[0], self.now[1] - LEAST_SAVING_USD) else None
+
+    def _fits(self, move: Move) -> bool:
+        added, removed = sum([n for _, n in move.added]), sum([n for _, n in move.removed])
+        if self._choice.size - removed + added < self._choice.task.min_instances:
+            return False
+        if not added:
+            return True
+        more = added - sum([n for c, n in move.removed if c.is_new])
+        more_usd = _usd_per_hour(move.added) - _usd_per_hour([(c, n) for c, n in move.removed if c.is_new])
+        # A ceiling may have been lowered below what runs already; a move must only not make that worse.
+        instances, usd_per_hour = self._room.instances, self._room.usd_per_hour
+        return instances - more >= min(0, instances) and usd_per_hour - more_usd >= min(0.0, usd_per_hour) - 1e-9
+
+    def _is_promising(self, move: Move) -> bool:
+        """Whether it lowers the rent, or the cost per request, or serves what is unmet; hardly anything else pays."""
+        if not move.removed:  # what serves nothing now can still be launched later
+            return any(self._choice.bid(c) is not None for c, _ in move.added)
+        if not move.added or min([c.usd_per_request for c, _ in move.added]) < self._dearest_usd:
+            return True
+        first_ready = min([c.ready_step for c, _ in move.added])
+        if first_ready < len(self._unmet_from) and self._unmet_from[first_ready] > EPSILON_RPS:
+            return True
+        if _usd_per_hour(move.added) < _usd_per_hour(move.removed):
+            return True
+        kinds = {c.is_spot for c, _ in move.added}
+        return len(kinds) > 1
+
+
+def _usd_per_hour(counted: Iterable[tuple[Candidate, int]]) -> float:
+    return sum([n * c.offering.price_usd_per_hour for c, n in counted])
+
+
 def _best(choice: Choice, room: Room, moves: Iterable[Move], now: Score) -> tuple[Score, Move] | None:
     """Find the feasible move with the best score, if any is better than `now`."""
-    scorer = choice.task.scorer(choice.counted)
-    # Where nothing is unserved, a move wins by its cost alone, and is given up once that is certain to be higher.
-    limit_usd = now[1] - LEAST_SAVING_USD if now[0] == 0 else math.inf
-    has_spot = any(c.is_spot for c, _ in choice.counted)
+    this = Round(choice, room, now)
     best: tuple[Score, str, Move] | None = None
     for move in moves:
-        if not _is_allowed(choice, move, room):
-            continue
-        changes = _changes(choice, move)
-        if (has_spot or any(c.is_spot for c, _ in move.added)) and choice.task.spot_refusal(_after(choice, changes)) is not None:
-            continue
-        score = scorer.score(changes, limit_usd=limit_usd + LEAST_SAVING_USD)
-        if score is None or score >= (now[0], now[1] - LEAST_SAVING_USD):
-            continue
-        if best is None or (score, move.text) < best[:2]:
+        score = this.rate(move)
+        if score is not None and (best is None or (score, move.text) < best[:2]):
             best = (score, move.text, move)
-            limit_usd = score[1] if score[0] == 0 else limit_usd
+            this.limit_usd = score[1] + LEAST_SAVING_USD if score[0] == 0 else this.limit_usd
     return None if best is None else (best[0], best[2])
 
 
@@ -320,22 +368,6 @@ def _changes(choice: Choice, move: Move) -> dict[str, tuple[Candidate, int]]:
 def _after(choice: Choice, changes: Mapping[str, tuple[Candidate, int]]) -> list[tuple[Candidate, int]]:
     after = [(c, n) for c, n in choice.counted if c.key not in changes]
     return after + [(c, n) for c, n in changes.values() if n]
-
-
-def _is_allowed(choice: Choice, move: Move, room: Room) -> bool:
-    if choice.size - sum(n for _, n in move.removed) + sum(n for _, n in move.added) < choice.task.min_instances:
-        return False
-    if not move.added:
-        return True
-    is_cheaper = min(c.usd_per_request for c, _ in move.added) < max((c.usd_per_request for c, _ in choice.counted), default=math.inf)
-    saves_rent = is_cheaper or sum(n * c.usd_per_s for c, n in move.added) < sum(n * c.usd_per_s for c, n in move.removed)
-    first_ready = min(c.ready_step for c, _ in move.added)
-    pairs = any(c.is_spot for c, _ in move.added) and not all(c.is_spot for c, _ in move.added)
-    if not saves_rent and not pairs and max(choice.left_rps[first_ready:], default=0.0) <= EPSILON_RPS:
-        return False  # where nothing is unmet, hardly anything but a lower rent makes it cheaper
-    left_room = _room_after(room, move)
-    # A ceiling may have been lowered below what runs already; a move must only not make that worse.
-    return left_room.instances >= min(0, room.instances) and left_room.usd_per_hour >= min(0.0, room.usd_per_hour) - 1e-9
 
 
 def _room_after(room: Room, move: Move) -> Room:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from markserve.core.capacity import EPSILON_RPS, Candidate, SpillTier, SpotRules
+from markserve.core.capacity import EPSILON_RPS, Candidate, Holding, SpillTier, SpotRules
 from markserve.core.scoring import Score, Scorer
 
 
@@ -76,11 +76,15 @@ class Task:
     spot: SpotRules
     min_instances: int = 0
 
-    def spot_refusal(self, chosen: Sequence[tuple[Candidate, int]]) -> str | None:
-        """Why `chosen` leans too much on spot; what only `min_instances` or no demand at all calls for counts as serving."""
-        peak_rps = max(self.demand_rps)
-        is_minimum = peak_rps <= EPSILON_RPS or sum(number for _, number in chosen) <= self.min_instances
-        return self.spot.refusal(chosen) if is_minimum else self.spot.refusal(chosen, peak_rps=peak_rps)
+    peak_rps: float = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "peak_rps", max(self.demand_rps))
+
+    def spot_refusal(self, holding: Holding) -> str | None:
+        """Why `holding` leans too much on spot; what only `min_instances` or no demand at all calls for counts as serving."""
+        is_minimum = self.peak_rps <= EPSILON_RPS or holding.instances <= self.min_instances
+        return self.spot.refusal(holding) if is_minimum else self.spot.refusal(holding, peak_rps=self.peak_rps)
 
     def left_rps(self, chosen: Iterable[tuple[Candidate, int]]) -> list[float]:
         """Demand minus capacity by step; negative where there is slack."""
