@@ -8,51 +8,26 @@ different times, and where a ceiling binds. Most of those plans are one exchange
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, combinations, combinations_with_replacement
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, combinations
 
 from markserve.core.capacity import EPSILON_RPS, Candidate, Room
 from markserve.core.greedy import Choice, fill
+from markserve.core.moves import Move, mixed_moves, paired_moves, searched, single_moves
 from markserve.core.notes import PlanNotes
 from markserve.core.scoring import Score
 
-MAX_ROUNDS = 50
-"""Moves in one plan; each must lower the cost, so this only bounds the time of a very large first plan."""
-SEARCHED_OFFERS = 8
-"""Offerings that moves bring in, the cheapest per request: a dear one loses anyway, and moves grow with their number."""
-PAIRED_OFFERS = 3
-"""Spot offerings, and on-demand ones to go with each, that paired moves bring in."""
-PAIRED_FLEET = 12
-"""Planned launches up to which pairs are tried: in a larger fleet one instance on demand hardly moves the share."""
-PAIRED_MOST = 4
-"""Spot instances that one paired move brings in at most; more come with further moves."""
 RESTARTS = 3
+"""Other plans that the search also starts from, the best of those filled with one or two types only."""
 RESTARTED_FLEET = 40
-EACH_NUMBER = 6
-"""How many of one offering moves take out in every number up to this; of more only all at once."""
+"""Instances up to which it does: in a larger fleet single instances matter less, and each start takes longer."""
+MOST_MOVES = 20_000
+"""Moves rated in one search: bounds the time of a very large first plan."""
+MOST_RESTART_MOVES = 3_000
+"""Moves rated from all other starts together."""
 LEAST_SAVING_USD = 1e-9
 """A smaller saving is rounding."""
-
-
-Counted = tuple[tuple[Candidate, int], ...]
-"""Candidates with numbers."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Move:
-    """Exchange some of what is chosen for something else."""
-
-    removed: Counted
-    added: Counted
-
-    @property
-    def text(self) -> str:
-        """The move in words."""
-        removed, added = (" and ".join(f"{n} x {c.key}" if n > 1 else c.key for c, n in part) for part in (self.removed, self.added))
-        if not removed:
-            return f"add {added}"
-        return f"{removed} for {added}" if added else f"drop {removed}"
 
 
 def complete(choices: Sequence[Choice], room: Room, notes: PlanNotes, pending: Collection[str] = ()) -> Room:
@@ -109,12 +84,14 @@ def settle(choice: Choice, base: Mapping[str, int], room: Room) -> tuple[Room, l
         fill([trial], free)
         if trial.numbers not in [numbers for _, numbers in starts]:
             starts.append((trial.score(), dict(trial.numbers)))
-    best: tuple[Score, dict[str, int], list[str]] | None = None
-    for _, numbers in [starts[0], *sorted(starts[1:], key=lambda start: start[0])[:RESTARTS]]:
+    room, moves = improve(choice, room, effort := Effort())
+    best = (choice.score(), dict(choice.numbers), moves)
+    effort.moves_left = min(effort.moves_left, MOST_RESTART_MOVES)
+    for _, numbers in sorted(starts[1:], key=lambda start: start[0])[:RESTARTS]:
         choice.restore(numbers)
-        _, moves = improve(choice, _room_between(free, choice, base, back=False))
+        _, moves = improve(choice, _room_between(free, choice, base, back=False), effort)
         score = choice.score()
-        if best is None or score < (best[0][0], best[0][1] - LEAST_SAVING_USD):
+        if score < (best[0][0], best[0][1] - LEAST_SAVING_USD):
             best = (score, dict(choice.numbers), moves)
     choice.restore(best[1])
     return _room_between(free, choice, base, back=False), best[2]
@@ -153,7 +130,7 @@ def allowed_offers(choice: Choice, room: Room) -> list[Candidate]:
     return [c for c in choice.offers if room.refusal(c.offering) is None and (not c.is_spot or choice.spot_refusal(c) is None)]
 
 
-def improve(choice: Choice, room: Room) -> tuple[Room, list[str]]:
+def improve(choice: Choice, room: Room, effort: Effort | None = None) -> tuple[Room, list[str]]:
     """Apply the best strictly better feasible move until there is none.
 
     Better: fewer requests that nothing serves, else a lower cost, spilled requests included; so where the ceiling on
@@ -167,12 +144,12 @@ def improve(choice: Choice, room: Room) -> tuple[Room, list[str]]:
     (room, moves)
         What the ceilings then allow, and one sentence per applied move.
     """
+    effort = effort or Effort()
     moves: list[str] = []
-    for _ in range(MAX_ROUNDS):
-        now = choice.score()
-        found = None
-        for moves_of in (_moves, _pairs, _mixed):
-            found = found or _best(choice, room, moves_of(choice, room), now)
+    while effort.is_new(choice.numbers):
+        now, found = choice.score(), None
+        for moves_of in (single_moves, paired_moves, mixed_moves):
+            found = found or _best(choice, room, moves_of(choice, room), now, effort)
         if found is None:
             break
         score, move = found
@@ -181,6 +158,20 @@ def improve(choice: Choice, room: Room) -> tuple[Room, list[str]]:
         gain = f"serves {now[0] - score[0]:.0f} more requests" if score[0] < now[0] else f"saves ${now[1] - score[1]:.4f}"
         moves.append(f"{move.text} {gain} over the horizon")
     return room, moves
+
+
+@dataclass(slots=True)
+class Effort:
+    """What a search may still do: a plan seen before leads where it led then."""
+
+    moves_left: int = MOST_MOVES
+    seen: set[frozenset[tuple[str, int]]] = field(default_factory=set)
+
+    def is_new(self, numbers: Mapping[str, int]) -> bool:
+        """Whether to search from these numbers; they count as seen from then on."""
+        known, key = len(self.seen), frozenset(numbers.items())
+        self.seen.add(key)
+        return len(self.seen) > known and self.moves_left > 0
 
 
 class Round:
@@ -239,119 +230,19 @@ def _usd_per_hour(counted: Iterable[tuple[Candidate, int]]) -> float:
     return sum([n * c.offering.price_usd_per_hour for c, n in counted])
 
 
-def _best(choice: Choice, room: Room, moves: Iterable[Move], now: Score) -> tuple[Score, Move] | None:
+def _best(choice: Choice, room: Room, moves: Iterable[Move], now: Score, effort: Effort) -> tuple[Score, Move] | None:
     """Find the feasible move with the best score, if any is better than `now`."""
     this = Round(choice, room, now)
     best: tuple[Score, str, Move] | None = None
     for move in moves:
+        effort.moves_left -= 1
+        if effort.moves_left < 0:
+            break
         score = this.rate(move)
         if score is not None and (best is None or (score, move.text) < best[:2]):
             best = (score, move.text, move)
             this.limit_usd = score[1] + LEAST_SAVING_USD if score[0] == 0 else this.limit_usd
     return None if best is None else (best[0], best[2])
-
-
-def _moves(choice: Choice, _: Room) -> Iterator[Move]:
-    for last in choice.last_kept:
-        yield Move(removed=((last, 1),), added=())
-    planned = choice.launched
-    offers = searched(choice)
-    for offer in offers:
-        for number in (1, 2, 3):
-            yield Move(removed=(), added=((offer, number),))
-    for one, number in planned:
-        for removed in _some(number):
-            yield Move(removed=((one, removed),), added=())
-            yield from _swaps(one, removed, offers)
-    for (one, _number), (other, _number) in combinations(planned, 2):
-        for offer in offers:
-            if offer.key not in (one.key, other.key):
-                yield Move(removed=((one, 1), (other, 1)), added=((offer, 1),))
-                yield Move(removed=((one, 1), (other, 1)), added=((offer, 2),))
-
-
-def _some(number: int) -> list[int]:
-    """Return how many of `number` to try: each of the first few, then in growing strides, then all.
-
-    >>> _some(3), _some(100)
-    ([1, 2, 3], [1, 2, 3, 4, 5, 6, 9, 13, 19, 28, 42, 63, 94, 100])
-    """
-    result, step = [], 1
-    while step < number:
-        result.append(step)
-        step = step + 1 if step < EACH_NUMBER else step * 3 // 2
-    return [*result, number]
-
-
-def _pairs(choice: Choice, room: Room) -> Iterator[Move]:
-    """Bring in spot with as much on demand as its share asks for, in place of nothing, one offering, or every launch.
-
-    Neither half pays alone: spot is refused without on demand, and on demand is dearer than what it replaces.
-    """
-    share, planned = choice.task.spot.max_share, choice.launched
-    if not 0 < share < 1 or sum(number for _, number in planned) > PAIRED_FLEET:
-        return
-    ranked = sorted(choice.offers, key=lambda c: (c.usd_per_request, c.key))
-    spot = [c for c in ranked if c.is_spot][:PAIRED_OFFERS]
-    firm = [c for c in ranked if not c.is_spot]
-    by_launch = sorted(firm, key=lambda c: (c.launch_cost_usd, c.key))
-    firm = list(dict.fromkeys([*firm[: PAIRED_OFFERS - 1], *by_launch[:1]]))
-    given_up: list[Counted] = [(), *(((one, number),) for one, number in planned)]
-    if len(planned) > 1:
-        given_up.append(tuple(planned))
-    for removed in given_up:
-        stays = _after(choice, _changes(choice, Move(removed=removed, added=())))
-        spot_rps = math.fsum(n * c.capacity_rps for c, n in stays if c.is_spot)
-        firm_rps = math.fsum(n * c.capacity_rps for c, n in stays if not c.is_spot)
-        given_back = sum(n for _, n in removed)
-        for one, other in combinations_with_replacement(spot, 2):
-            for number in range(1, PAIRED_MOST + 1):
-                bought: Counted = ((one, number),) if one is other else ((one, number), (other, number))
-                lacking_rps = (spot_rps + math.fsum(n * c.capacity_rps for c, n in bought)) * (1 - share) / share - firm_rps
-                for partner in firm:
-                    if lacking_rps > (room.instances + given_back) * partner.capacity_rps:
-                        continue  # more than the ceiling allows
-                    fewest = max(0, math.ceil((lacking_rps - EPSILON_RPS) / partner.capacity_rps))
-                    if fewest:
-                        yield Move(removed=removed, added=(*bought, (partner, fewest)))
-                    elif partner is firm[0]:  # without a partner, each would be the same move
-                        yield Move(removed=removed, added=bought)
-
-
-def _mixed(choice: Choice, _: Room) -> Iterator[Move]:
-    """Bring in two offerings together, in place of nothing or of some of one: what the caps on spot pools ask for."""
-    planned = choice.launched
-    if sum(number for _, number in planned) > PAIRED_FLEET:
-        return
-    given_up: list[Counted] = [(), *(((one, n),) for one, number in planned for n in sorted({1, 2, number}) if n <= number)]
-    given_up += [((one, 1), (other, 1)) for (one, _), (other, _) in combinations(planned, 2)]
-    for removed in given_up:
-        gone = {c.key for c, _ in removed}
-        for one, other in combinations(searched(choice), 2):
-            if not gone & {one.key, other.key}:
-                for number, more in ((1, 1), (1, 2), (2, 1), (2, 2)):
-                    yield Move(removed=removed, added=((one, number), (other, more)))
-
-
-def searched(choice: Choice) -> list[Candidate]:
-    """Return the offers that moves bring in: the cheapest per request, also of those on demand and of those soon ready."""
-    ranked = sorted(choice.offers, key=lambda c: (c.usd_per_request, c.key))
-    firm = [c for c in ranked if not c.is_spot]
-    found = [*ranked[:SEARCHED_OFFERS], *firm[:2]]
-    for some in (ranked, firm):
-        # Where a ceiling leaves demand unserved, the largest of those soon ready serve most.
-        soonest = min((c.ready_step for c in some), default=0)
-        found += sorted((c for c in some if c.ready_step == soonest), key=lambda c: (-c.capacity_rps, c.usd_per_request, c.key))[:1]
-    return list({c.key: c for c in found}.values())
-
-
-def _swaps(one: Candidate, removed: int, offers: Sequence[Candidate]) -> Iterator[Move]:
-    """Exchange `removed` of one offering for one of another, or for about the same capacity of it."""
-    for offer in offers:
-        if offer.key != one.key:
-            fewest = math.floor(removed * one.capacity_rps / offer.capacity_rps)
-            for added in sorted({1 if removed <= EACH_NUMBER else fewest, max(1, fewest), fewest + 1}):
-                yield Move(removed=((one, removed),), added=((offer, added),))
 
 
 def _changes(choice: Choice, move: Move) -> dict[str, tuple[Candidate, int]]:
@@ -363,11 +254,6 @@ def _changes(choice: Choice, move: Move) -> dict[str, tuple[Candidate, int]]:
             before = result[head.key][1] if head.key in result else choice.numbers.get(head.key, 0)
             result[head.key] = (head, before + sign * number)
     return result
-
-
-def _after(choice: Choice, changes: Mapping[str, tuple[Candidate, int]]) -> list[tuple[Candidate, int]]:
-    after = [(c, n) for c, n in choice.counted if c.key not in changes]
-    return after + [(c, n) for c, n in changes.values() if n]
 
 
 def _room_after(room: Room, move: Move) -> Room:
