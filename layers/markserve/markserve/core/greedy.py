@@ -106,6 +106,13 @@ class Choice:
             self.numbers[key] = self.numbers.get(key, 0) + 1
         self._refresh()
 
+    def with_offers(self, offers: Sequence[Candidate], numbers: Mapping[str, int]) -> Choice:
+        """Return another choice that starts from `numbers` and may launch `offers` only."""
+        other = Choice(self.task, existing=self.existing, offers=self.offers)
+        other.offers = tuple(offers)
+        other.restore(numbers)
+        return other
+
     def restore(self, numbers: Mapping[str, int]) -> None:
         """Choose exactly these numbers."""
         self.numbers = dict(numbers)

@@ -79,8 +79,7 @@ def settle(choice: Choice, base: Mapping[str, int], room: Room) -> tuple[Room, l
     types = sorted({c.offering.instance_type for c in ranked})
     by_type = [[c for c in ranked if c.offering.instance_type in names] for n in (1, 2) for names in combinations(types, n)]
     for offers in (*combinations(ranked, 1), *combinations(ranked, 2), *by_type):
-        trial = Choice(choice.task, existing=choice.existing, offers=offers)
-        trial.restore(base)
+        trial = choice.with_offers(offers, base)
         fill([trial], free)
         if trial.numbers not in [numbers for _, numbers in starts]:
             starts.append((trial.score(), dict(trial.numbers)))
@@ -185,6 +184,8 @@ class Round:
         self._dearest_usd = max((c.usd_per_request for c, _ in choice.launched), default=0.0)
         self._unmet_from = list(accumulate(reversed(choice.left_rps), max))[::-1]
         self.now = now
+        self._scorer.score()
+        self._idle = self._scorer.idle
         # Where nothing is unserved, a move wins by its cost alone, and is given up once that is certain to be higher.
         self.limit_usd = now[1] if now[0] == 0 else math.inf
 
@@ -197,7 +198,10 @@ class Round:
             if self._choice.task.spot_refusal(after) is not None:
                 return None
         score = self._scorer.score(_changes(self._choice, move), limit_usd=self.limit_usd)
-        return score if score is not None and score < (self.now[0], self.now[1] - LEAST_SAVING_USD) else None
+        if score is None or score >= (self.now[0], self.now[1] - LEAST_SAVING_USD):
+            return None
+        # Spot that never serves would only satisfy the cap per pool until it is drained again.
+        return score if not move.added or self._scorer.idle <= self._idle else None
 
     def _fits(self, move: Move) -> bool:
         added, removed = sum([n for _, n in move.added]), sum([n for _, n in move.removed])
