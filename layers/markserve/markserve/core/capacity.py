@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from markserve.core.types import CapacityType, Offering
 
 EPSILON_RPS = 1e-9
 """A smaller rate is rounding."""
-DOMINATORS_KEPT = 3
-"""A dominated offering stays while fewer than this many beat it, so that a dry pool or a pool cap leaves a choice."""
 POOL_MAX_SHARE = 0.5
 """Largest share of spot instances in one pool while another pool is available: same-pool interruptions arrive within
 3 minutes of each other in over 92 % of events (arXiv 2604.16457), so half of the spot fleet survives one."""
@@ -161,37 +159,3 @@ class SpotRules:
             fullest = max(pool for pool, number in holding.by_pool.items() if number == most)
             return f"pool {fullest} would hold {most} of {spot_number} spot instances, above {pool_limit}"
         return None
-
-
-def prune(offers: Sequence[Candidate]) -> tuple[tuple[Candidate, ...], int]:
-    """Drop offerings that `DOMINATORS_KEPT` others beat in every respect: no dearer, no smaller, no slower to launch.
-
-    On demand may beat spot, never the reverse, since spot has a ceiling of its own.
-
-    Returns
-    -------
-    (kept, dropped)
-        What is kept, cheapest first, and how many were dropped.
-    """
-    kept: list[Candidate] = []
-    largest: dict[tuple[bool, float], list[float]] = {}  # capacities kept so far, by spot or not and launch overhead
-    order = sorted(offers, key=lambda c: (c.offering.price_usd_per_hour, -c.capacity_rps, c.offering.launch_overhead_s, c.is_spot, c.key))
-    for candidate in order:
-        overhead_s = candidate.offering.launch_overhead_s
-        candidate_is_spot, rate_rps, dominators = candidate.is_spot, candidate.capacity_rps, 0
-        for (is_spot, other_s), capacities in largest.items():
-            if other_s <= overhead_s and (candidate_is_spot or not is_spot):
-                # Largest first: the last one that is large enough tells how many are.
-                if capacities[-1] >= rate_rps:
-                    dominators += len(capacities)
-                elif capacities[0] >= rate_rps:
-                    dominators += sum(other >= rate_rps for other in capacities)
-                if dominators >= DOMINATORS_KEPT:
-                    break
-        if dominators < DOMINATORS_KEPT:
-            kept.append(candidate)
-            capacities = largest.setdefault((candidate_is_spot, overhead_s), [])
-            capacities.append(candidate.capacity_rps)
-            capacities.sort(reverse=True)
-            del capacities[DOMINATORS_KEPT:]
-    return tuple(kept), len(order) - len(kept)

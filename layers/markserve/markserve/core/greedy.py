@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 
 from markserve.core.capacity import EPSILON_RPS, Candidate, Holding, Room
+from markserve.core.pruning import undominated
 from markserve.core.scoring import Score
 from markserve.core.task import Bid, Task, Unmet
 
@@ -93,6 +95,12 @@ class Choice:
         if self._unmet is None:
             self._unmet = Unmet(self.left_rps)
         return self._unmet
+
+    @cached_property
+    def undominated(self) -> list[Candidate]:
+        """The offers that others do not make needless, least cost per request first."""
+        found = undominated([(c.offering, c.capacity_rps, c.ready_step) for c in self.offers])
+        return sorted((self.offers[index] for index in found), key=lambda c: (c.usd_per_request, c.key))
 
     def head(self, candidate: Candidate) -> Candidate:
         """Return the one that stands for a candidate and those alike."""

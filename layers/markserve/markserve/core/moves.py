@@ -82,7 +82,7 @@ def paired_moves(choice: Choice, room: Room) -> Iterator[Move]:
     share, planned = choice.task.spot.max_share, choice.launched
     if not 0 < share < 1 or sum(number for _, number in planned) > PAIRED_FLEET:
         return
-    ranked = sorted(choice.offers, key=lambda c: (c.usd_per_request, c.key))
+    ranked = choice.undominated
     spot = [c for c in ranked if c.is_spot][:PAIRED_OFFERS]
     firm = [c for c in ranked if not c.is_spot]
     by_launch = sorted(firm, key=lambda c: (c.launch_cost_usd, c.key))
@@ -126,7 +126,7 @@ def mixed_moves(choice: Choice, _: Room) -> Iterator[Move]:
 
 def searched(choice: Choice) -> list[Candidate]:
     """Return the offers that moves bring in: the cheapest per request, also of those on demand and of those soon ready."""
-    ranked = sorted(choice.offers, key=lambda c: (c.usd_per_request, c.key))
+    ranked = choice.undominated
     firm = [c for c in ranked if not c.is_spot]
     found = [*ranked[:SEARCHED_OFFERS], *firm[:2]]
     for some in (ranked, firm):

@@ -173,7 +173,7 @@ def _add_for_risk(p: Prepared, choice: Choice, room: Room, notes: PlanNotes) -> 
         notes.say(choice, ["objective at risk, but no offering may be bought"])
         return room
     extra_rps = AT_RISK_EXTRA * present_rps
-    best = min(allowed, key=lambda c: (c.usd_per_s / min(c.capacity_rps, extra_rps), c.offering.price_usd_per_hour, c.key))
+    best = min(allowed, key=lambda c: (c.usd_per_s / min(c.capacity_rps, extra_rps), c.offering.price_usd_per_hour, -c.capacity_rps, c.key))
     choice.add(best)
     notes.why(choice, best.key, "the objective is at risk: one more instance")
     return room.with_bought(best.offering, 1)

@@ -201,7 +201,7 @@ class Round:
         if score is None or score >= (self.now[0], self.now[1] - LEAST_SAVING_USD):
             return None
         # Spot that never serves would only satisfy the cap per pool until it is drained again.
-        return score if not move.added or self._scorer.idle <= self._idle else None
+        return score if not move.added or self._choice.task.spot.pools <= 1 or self._scorer.idle <= self._idle else None
 
     def _fits(self, move: Move) -> bool:
         added, removed = sum([n for _, n in move.added]), sum([n for _, n in move.removed])
