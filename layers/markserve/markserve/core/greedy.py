@@ -214,9 +214,12 @@ class Choice:
             most = next(refused, most + 1) - 1
         return max(1, most)
 
+    def number_there(self, candidate: Candidate) -> int:
+        """How many instances like this one are there."""
+        return len(self._members[self._head[candidate.key].key])
+
     def _number_idle(self, candidate: Candidate) -> int:
-        key = self._head[candidate.key].key
-        return len(self._members[key]) - self.numbers.get(key, 0)
+        return self.number_there(candidate) - self.numbers.get(self._head[candidate.key].key, 0)
 
     def _refusal(self, bid: Bid, room: Room) -> str | None:
         candidate, spill = bid.candidate, self.task.spill

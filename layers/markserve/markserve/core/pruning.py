@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Sequence
 
 from markserve.core.types import CapacityType, Offering
@@ -46,19 +47,24 @@ def undominated(offers: Sequence[tuple[Offering, float, int]]) -> list[int]:
     for index in order:
         offering, rate_rps, step = offers[index]
         launch_usd = offering.launch_overhead_s * offering.price_usd_per_hour
-        if any(rate >= rate_rps and usd <= launch_usd for rate, usd in firm.get(step, ())):
+        if _beaten_by(firm.get(step, ()), rate_rps, launch_usd, enough=1):
             continue
         this = firm
         if offering.capacity_type is CapacityType.SPOT:
             this = spot
-            beaten_by = 0
-            for rate, usd in spot.get(step, ()):
-                beaten_by += rate >= rate_rps and usd <= launch_usd
-                if beaten_by >= SPOT_DOMINATORS:
-                    break
-            if beaten_by >= SPOT_DOMINATORS:
+            if _beaten_by(spot.get(step, ()), rate_rps, launch_usd, enough=SPOT_DOMINATORS):
                 continue
         kept.append(index)
-        # Largest first, so that most are found beaten at once.
-        this[step] = sorted([*this.get(step, ()), (rate_rps, launch_usd)], reverse=True)
+        insort(this.setdefault(step, []), (rate_rps, launch_usd), key=lambda pair: -pair[0])
     return kept
+
+
+def _beaten_by(largest_first: Sequence[tuple[float, float]], rate_rps: float, launch_usd: float, *, enough: int) -> bool:
+    for rate, usd in largest_first:
+        if rate < rate_rps:
+            return False
+        if usd <= launch_usd:
+            enough -= 1
+            if not enough:
+                return True
+    return False

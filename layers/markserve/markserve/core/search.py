@@ -24,7 +24,7 @@ RESTARTED_FLEET = 40
 """Instances up to which it does: in a larger fleet single instances matter less, and each start takes longer."""
 MOST_MOVES = 20_000
 """Moves rated in one search: bounds the time of a very large first plan."""
-MOST_RESTART_MOVES = 3_000
+MOST_RESTART_MOVES = 1_000
 """Moves rated from all other starts together."""
 LEAST_SAVING_USD = 1e-9
 """A smaller saving is rounding."""
