@@ -272,18 +272,19 @@ def region_demand(mean_rps: float = 300.0, types: int = 1300, steps: int = 60, z
     return demand, offerings
 
 
-def a_running_fleet(offerings: list[Offering], number: int) -> list[Instance]:
-    """Build `number` instances that serve, spread evenly over `offerings`."""
+def carried_out(plan: CapacityPlan) -> list[Instance]:
+    """Return the instances that a plan launches, all serving."""
     return [
         Instance(
-            instance_id=f"i-{n}",
-            model="m",
-            offering=offerings[n % len(offerings)],
+            instance_id=f"i-{launch.offering.key}-{number}",
+            model=launch.model,
+            offering=launch.offering,
             state=InstanceState.SERVING,
             requested_at_s=-1000.0,
-            reason="drawn",
+            reason=launch.reason,
         )
-        for n in range(number)
+        for launch in plan.launches
+        for number in range(launch.count)
     ]
 
 
@@ -322,17 +323,18 @@ def report_exactness(cases: int, first_seed: int = 0) -> str:
 
 
 def speed_cases() -> list[tuple[str, ModelDemand, list[Offering], list[Instance]]]:
-    """Return what is timed: a region's market for a small and a large demand, and large fleets that run already."""
+    """Return what is timed: a region's market for a small and a large demand, and a large fleet that runs already."""
     region, market = region_demand()
     large, _ = region_demand(10_000.0)
-    small_market = region_demand(3000.0, types=5, zones="a")
-    fleet = a_running_fleet(small_market[1], 300)
-    running_rps = sum(1 / small_market[0].profiles[i.offering.instance_type].points[0].p98_s for i in fleet)
     cases: list[tuple[str, ModelDemand, list[Offering], list[Instance]]] = []
     cases += [("300 rps from empty", region, market, []), ("10,000 rps from empty", large, market, [])]
-    for share in (0.6, 0.9, 1.2):
-        demand, offerings = region_demand(share * running_rps * 0.75, types=5, zones="a")
-        cases.append((f"300 instances there, peak {share:.0%} of their rate", demand, offerings, fleet))
+    steady, ten = region_demand(9_000.0, types=5, zones="a")
+    cases.append(("9,000 rps from empty", steady, ten, []))
+    fleet = carried_out(plan_region(steady, ten))
+    more, _ = region_demand(11_000.0, types=5, zones="a")
+    less, _ = region_demand(5_000.0, types=5, zones="a")
+    for demand, change in ((steady, "the same demand"), (more, "22 % more"), (less, "44 % less")):
+        cases.append((f"{len(fleet)} instances there, {change}", demand, ten, fleet))
     return cases
 
 

@@ -26,6 +26,8 @@ __all__ = ["CapacityPlan", "Drain", "Launch", "ModelDemand", "ModelPlan", "Rejec
 REPLACEMENT_SAVING = 0.05
 """A plan that replaces running instances must be this much cheaper than one that keeps them: below it, forecast error
 decides, and instances would be exchanged for nothing."""
+MOST_REPLACEMENT_MOVES = 1_500
+"""Moves rated for such a plan: it is made in every cycle and seldom adopted, and what replaces by little is not adopted at all."""
 AT_RISK_EXTRA = 0.25
 """Extra demand that the instance added for an objective at risk is sized for, as a share of the present demand."""
 AT_RISK_SPARE = 2.0
@@ -139,7 +141,7 @@ def plan_capacity(
 def _reconsider(p: Prepared, choice: Choice, room: Room, notes: PlanNotes) -> Room:
     """Adopt Algorithm 1's plan from scratch if it is clearly cheaper than the one that keeps what runs."""
     fresh, fresh_notes = p.choice(), PlanNotes()
-    fresh_room = complete([fresh], _given_back(room, choice), fresh_notes)
+    fresh_room = complete([fresh], _given_back(room, choice), fresh_notes, most_moves=MOST_REPLACEMENT_MOVES)
     unserved, cost = choice.score()
     fresh_unserved, fresh_cost = fresh.score()
     if fresh_unserved > unserved or fresh_cost >= cost * (1 - REPLACEMENT_SAVING):

@@ -30,7 +30,9 @@ LEAST_SAVING_USD = 1e-9
 """A smaller saving is rounding."""
 
 
-def complete(choices: Sequence[Choice], room: Room, notes: PlanNotes, pending: Collection[str] = ()) -> Room:
+def complete(
+    choices: Sequence[Choice], room: Room, notes: PlanNotes, pending: Collection[str] = (), *, most_moves: int = MOST_MOVES
+) -> Room:
     """Keep each model's minimum, fill with launches, improve, and fill up what the search made possible.
 
     What an earlier plan ordered is left alone while it is on its way, unless there is more to buy.
@@ -42,7 +44,7 @@ def complete(choices: Sequence[Choice], room: Room, notes: PlanNotes, pending: C
     room = fill(choices, room, on_bids=notes.chosen)
     for choice in choices:
         if choice.launched or choice.task.model not in pending:
-            room, moves = settle(choice, before[choice.task.model], room)
+            room, moves = settle(choice, before[choice.task.model], room, Effort(moves_left=most_moves))
             notes.say(choice, moves)
     for choice in choices:
         room = _keep_minimum(choice, room, notes)
@@ -65,13 +67,13 @@ def fill_up(choices: Sequence[Choice], room: Room, notes: PlanNotes) -> Room:
     return room
 
 
-def settle(choice: Choice, base: Mapping[str, int], room: Room) -> tuple[Room, list[str]]:
+def settle(choice: Choice, base: Mapping[str, int], room: Room, effort: Effort) -> tuple[Room, list[str]]:
     """Improve what is chosen, and the best of other plans to start from: fills with one or two offerings only.
 
     One exchange does not lead from several small instances to the right mix of large ones, and back.
     """
     if choice.size > RESTARTED_FLEET:
-        return improve(choice, room)
+        return improve(choice, room, effort)
     home = dict(choice.numbers)
     starts = [(choice.score(), home)]
     free = _room_between(room, choice, base)
@@ -83,7 +85,7 @@ def settle(choice: Choice, base: Mapping[str, int], room: Room) -> tuple[Room, l
         fill([trial], free)
         if trial.numbers not in [numbers for _, numbers in starts]:
             starts.append((trial.score(), dict(trial.numbers)))
-    room, moves = improve(choice, room, effort := Effort())
+    room, moves = improve(choice, room, effort)
     best = (choice.score(), dict(choice.numbers), moves)
     effort.moves_left = min(effort.moves_left, MOST_RESTART_MOVES)
     for _, numbers in sorted(starts[1:], key=lambda start: start[0])[:RESTARTS]:
