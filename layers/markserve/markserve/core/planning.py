@@ -1,4 +1,4 @@
-"""What to launch, keep, drain and warm: MArk's Algorithm 1 over offerings, then a one-move local search.
+"""What to launch, keep, drain and warm: MArk's Algorithm 1 over offerings, then a local search.
 
 Decides for all models at once, because they share the ceilings. Knows nothing of queues, clouds or clocks.
 """
@@ -51,7 +51,7 @@ def plan_capacity(
 
     1. Demand: the newsvendor quantile of the forecast at live prices, or `demand_quantile`; times `headroom`.
     2. Fill (Algorithm 1): running and pending instances are candidates with launch overhead 0. They are taken
-       first; new offerings fill what is left; one-move local search follows.
+       first; new offerings fill what is left; local search follows.
     3. A model with no launch or drain under way is also planned from scratch, running instances competing with
        offerings as in the paper. That plan wins if it saves more than `REPLACEMENT_SAVING`. While launches are
        pending, the plan that ordered them is kept to, so that planning twice buys once.

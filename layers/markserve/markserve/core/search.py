@@ -1,4 +1,4 @@
-"""One model's complete choice: its minimum, Algorithm 1's fill, then one-move local search.
+"""One model's complete choice: its minimum, Algorithm 1's fill, then local search.
 
 Greedy alone is far off where one large instance takes over from several small ones, where instances become ready at
 different times, and where a ceiling binds. Most of those plans are one exchange away from the best one: with it,
