@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from markserve.core.batching import BatchLimits
 from markserve.core.capacity import Candidate, Room, SpotRules
 from markserve.core.demand import Horizon, Trigger
-from markserve.core.greedy import Choice, Task, fill
+from markserve.core.greedy import Choice, fill
 from markserve.core.profiles import batch_latency_s
+from markserve.core.task import Task
 from markserve.core.types import BatchProfile, CapacityType, Instance, InstanceState, Offering
 from markserve.errors import InfeasibleSlo
 from simulator.assumptions import HORIZON_STEPS, MAX_HOURLY_COST_USD, MAX_INSTANCES, REPLY_OVERHEAD_S, STEP_S, TRANSPORT_PRIOR_S

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from markserve.core.planning import CapacityPlan, ModelDemand, SpillTier, Trigger, plan_capacity
+from markserve.core.prepare import expected_rate_rps, type_capacities
 from markserve.core.tunables import Tunables
 from markserve.core.types import CapacityType, Forecast, Instance, InstanceState, Offering, WorkerStats
 from tests.builders import NOW_S, a_profile
@@ -180,9 +181,10 @@ def test_spot_stays_within_its_share_when_instances_are_bought(situation: dict[s
     bound: Tunables = situation["tunables"]  # type: ignore[assignment]
 
     by_model: dict[str, Counter[CapacityType]] = {}
+    capacities = {demand.model: staffed_rates_rps(demand, situation) for demand in situation["demands"]}  # type: ignore[attr-defined]
     for launch in plan(only_new).launches:
         lost = launch.offering.interruption_rate_per_hour * launch.offering.launch_overhead_s / 3600
-        rate = TYPES[launch.offering.instance_type] * (1 - lost) * launch.count
+        rate = capacities[launch.model][launch.offering.instance_type] * (1 - lost) * launch.count
         by_model.setdefault(launch.model, Counter())[launch.offering.capacity_type] += rate  # type: ignore[assignment]
     for rates in by_model.values():
         assert rates[CapacityType.SPOT] <= bound.spot_max_share * rates.total() + 1e-6
@@ -203,6 +205,13 @@ def test_drains_keep_what_is_needed_now_and_wait_their_cycles(situation: dict[st
     for instance in instances:
         if instance.instance_id in drained:
             assert result.unwanted_cycles[instance.instance_id] >= situation["tunables"].scale_in_cycles  # type: ignore[attr-defined]
+
+
+def staffed_rates_rps(demand: ModelDemand, situation: dict[str, object]) -> dict[str, float]:
+    """What an instance of each type counts for in an empty fleet; less than its nominal rate."""
+    offerings: list[Offering] = situation["offerings"]  # type: ignore[assignment]
+    rate_rps = expected_rate_rps(demand, NOW_S, max((o.launch_overhead_s for o in offerings), default=0.0))
+    return type_capacities(demand, {o.instance_type for o in offerings}, (), offerings, fleet_rate_rps=rate_rps)[0]
 
 
 def carried_out(situation: dict[str, object], result: CapacityPlan) -> dict[str, object]:

@@ -61,7 +61,12 @@ def test_simulated_forecaster_remembers_more_than_the_view_shows() -> None:
         # The first view brings all of the first day at once; each later one the last hours.
         since = 0 if minute == 1420 else minute - 360
         view = View(
-            now_s=60.0 * minute, history_until_s=60.0 * minute, history=load[since:minute].tolist(), instances=(), launch_overhead_s=180.0
+            offerings=(),
+            now_s=60.0 * minute,
+            history_until_s=60.0 * minute,
+            history=load[since:minute].tolist(),
+            instances=(),
+            launch_overhead_s=180.0,
         )
         made = forecast(view)
 
@@ -76,7 +81,12 @@ def test_every_forecaster_serves_in_the_simulator(name: str) -> None:
 
     for minute in range(1, 20):
         view = View(
-            now_s=60.0 * minute, history_until_s=60.0 * minute, history=[20.0 + minute % 3] * minute, instances=(), launch_overhead_s=180.0
+            offerings=(),
+            now_s=60.0 * minute,
+            history_until_s=60.0 * minute,
+            history=[20.0 + minute % 3] * minute,
+            instances=(),
+            launch_overhead_s=180.0,
         )
         made = forecast(view)
         assert made is not None

@@ -3,11 +3,13 @@ from typing import Any
 
 import pytest
 
-from markserve.core.capacity import Candidate, Room, SpotRules, prune
-from markserve.core.greedy import Choice, Task
+from markserve.core.capacity import Candidate, Holding, Room, SpotRules
+from markserve.core.greedy import Choice
 from markserve.core.notes import bounded
 from markserve.core.planning import CapacityPlan, ModelDemand, Rejected, SpillTier, Trigger, plan_capacity
+from markserve.core.pruning import undominated
 from markserve.core.search import improve
+from markserve.core.task import Task
 from markserve.core.tunables import Tunables
 from markserve.core.types import BatchProfile, CapacityType, Forecast, Instance, InstanceState, Offering
 from tests.builders import MODEL, NOW_S, a_forecast, a_profile, a_spot_offering, an_instance, an_offering, worker_stats
@@ -581,21 +583,16 @@ def test_plan_warms_none_when_capacity_covers_the_tail_or_spilling_is_off() -> N
 # --- size -------------------------------------------------------------------------------------------------
 
 
-def test_prune_keeps_a_choice_when_offerings_dominate_each_other() -> None:
-    zones = [an_offering(zone=f"us-east-1{z}", price_usd_per_hour=0.1 + n / 1000) for n, z in enumerate("abcdef")]
+def test_pruning_keeps_two_spot_pools_when_many_are_alike() -> None:
+    zones = [a_spot_offering(zone=f"us-east-1{z}", price_usd_per_hour=0.04 + n / 1000) for n, z in enumerate("abcdef")]
 
-    kept, dropped = prune([Candidate(offering=zone, capacity_rps=10.0, ready_step=3) for zone in zones])
-
-    assert [c.offering.zone for c in kept] == ["us-east-1a", "us-east-1b", "us-east-1c"]
-    assert dropped == 3
+    assert undominated([(zone, 10.0, 3) for zone in zones]) == [0, 1]
 
 
-def test_prune_keeps_on_demand_when_spot_is_cheaper() -> None:
-    spot = [a_spot_offering(zone=f"us-east-1{z}") for z in "abc"]
+def test_pruning_keeps_on_demand_when_spot_is_cheaper_and_drops_spot_when_it_is_dearer() -> None:
+    dear = a_spot_offering(instance_type="dear", price_usd_per_hour=LARGE.price_usd_per_hour + 0.01)
 
-    kept, dropped = prune([Candidate(offering=o, capacity_rps=10.0, ready_step=3) for o in [*spot, LARGE]])
-
-    assert (len(kept), dropped) == (4, 0)
+    assert undominated([(SPOT, 10.0, 3), (LARGE, 10.0, 3), (dear, 10.0, 3)]) == [0, 1]
 
 
 def test_alternatives_are_bounded_when_there_are_thousands_of_offerings() -> None:
@@ -634,11 +631,11 @@ def test_alternatives_end_with_a_count_when_there_are_too_many() -> None:
 
 def test_spot_share_leaves_out_what_stands_idle_unless_all_spot_is_there_already() -> None:
     rules = SpotRules(max_share=0.5, pools=1)
-    firm = [Candidate(offering=LARGE, capacity_rps=10.0, ready_step=0)] * 4
-    bought_spot = [Candidate(offering=SPOT, capacity_rps=10.0, ready_step=0)] * 4
-    there = [Candidate(offering=SPOT, capacity_rps=10.0, ready_step=0, instance_id=f"i-{n}") for n in range(4)]
+    firm = (Candidate(offering=LARGE, capacity_rps=10.0, ready_step=0), 4)
+    spot = Candidate(offering=SPOT, capacity_rps=10.0, ready_step=0)
+    there = (Candidate(offering=SPOT, capacity_rps=10.0, ready_step=0, instance_id="i-1"), 4)
 
-    assert rules.refusal([*firm, *bought_spot]) is None
-    assert "of the capacity that serves" in (rules.refusal([*firm, *bought_spot], peak_rps=40.0) or "")
-    assert rules.refusal([*firm, *bought_spot[:2]], peak_rps=40.0) is None
-    assert rules.refusal([*firm, *there], peak_rps=40.0) is None
+    assert rules.refusal(Holding().plus([firm, (spot, 4)])) is None
+    assert "of the capacity that serves" in (rules.refusal(Holding().plus([firm, (spot, 4)]), peak_rps=40.0) or "")
+    assert rules.refusal(Holding().plus([firm, (spot, 2)]), peak_rps=40.0) is None
+    assert rules.refusal(Holding().plus([firm, there]), peak_rps=40.0) is None

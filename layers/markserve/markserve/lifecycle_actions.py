@@ -98,7 +98,7 @@ def _within_ceilings(action: LaunchInstances, ctx: LifecycleContext) -> tuple[in
         refusal = room.refusal(action.offering)
         if refusal is not None:
             return allowed, refusal
-        room = room.after([action.offering])
+        room = room.with_bought(action.offering, 1)
     return action.count, ""
 
 

@@ -7,124 +7,23 @@ from __future__ import annotations
 
 import math
 from bisect import insort
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 
-from markserve.core.capacity import EPSILON_RPS, Candidate, Room, SpillTier, SpotRules
-from markserve.core.types import Offering
+from markserve.core.capacity import EPSILON_RPS, Candidate, Holding, Room
+from markserve.core.pruning import undominated
+from markserve.core.scoring import Score
+from markserve.core.task import Bid, Task, Unmet
 
 BIDS_SHOWN = 3
 """Bids per round that `fill` finds for certain: the winner and the two that the record shows as having come next."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Bid:
-    """What a candidate would serve of the unmet demand, and at what cost."""
-
-    candidate: Candidate
-    first_step: int
-    last_step: int
-    served: float
-    cost_usd: float
-    least_usd_per_request: float
-    """Over the best prefix of the span: it may be given back before the span ends."""
-
-    @property
-    def usd_per_request(self) -> float:
-        """Algorithm 1's cost over the whole span."""
-        return self.cost_usd / self.served
-
-    @property
-    def order(self) -> tuple[float, bool, float, float, int, str]:
-        """Least cost per request first; ties: what is there, lower rent, more capacity, preferred rank, key."""
-        c = self.candidate
-        return (round(self.usd_per_request, 15), c.is_new, c.offering.price_usd_per_hour, -c.capacity_rps, c.rank, c.key)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Task:
-    """One model's demand path and the terms on which to meet it."""
-
-    model: str
-    demand_rps: tuple[float, ...]
-    step_s: float
-    lead_step: int
-    """First step that a launch made now reaches, whatever the offering: an instance that is not needed before it can
-    as well be launched again later."""
-    spill: SpillTier | None
-    spot: SpotRules
-    min_instances: int = 0
-
-    def spot_refusal(self, chosen: Sequence[Candidate]) -> str | None:
-        """Why `chosen` leans too much on spot; what only `min_instances` or no demand at all calls for counts as serving."""
-        peak_rps = max(self.demand_rps)
-        is_minimum = len(chosen) <= self.min_instances or peak_rps <= EPSILON_RPS
-        return self.spot.refusal(chosen) if is_minimum else self.spot.refusal(chosen, peak_rps=peak_rps)
-
-    def left_rps(self, chosen: Iterable[Candidate]) -> list[float]:
-        """Demand minus capacity by step; negative where there is slack."""
-        left = list(self.demand_rps)
-        for candidate in chosen:
-            for step in range(candidate.ready_step, len(left)):
-                left[step] -= candidate.capacity_rps
-        return left
-
-    def bid(self, candidate: Candidate, left: Sequence[float]) -> Bid | None:
-        """Cost of letting `candidate` serve the longest span of unmet demand that starts when it is first useful.
-
-        An offering is useful at the step where a launch made now is ready, and only if demand is unmet there: else
-        it can still be launched later. An instance that is there is useful at the first unmet step that a relaunch
-        could not reach; its rent counts from now on.
-        """
-        steps = len(left)
-        reach = candidate.ready_step if candidate.is_new else max(candidate.ready_step, self.lead_step)
-        first = next((t for t in range(candidate.ready_step, min(reach + 1, steps)) if left[t] > EPSILON_RPS), None)
-        if first is None:
-            return None
-        step_s, capacity_rps = self.step_s, candidate.capacity_rps
-        launch_cost_usd, usd_per_s = candidate.launch_cost_usd, candidate.usd_per_s
-        step, served, cost, least = first, 0.0, 0.0, math.inf
-        while step < steps and left[step] > EPSILON_RPS:
-            served += min(left[step], capacity_rps) * step_s
-            cost = launch_cost_usd + (step + 1 - candidate.ready_step) * step_s * usd_per_s
-            least = min(least, cost / served)
-            step += 1
-        return Bid(candidate=candidate, first_step=first, last_step=step - 1, served=served, cost_usd=cost, least_usd_per_request=least)
-
-    def is_worth_it(self, bid: Bid, left: Sequence[float]) -> bool:
-        """Whether buying beats spilling the same requests; always so for what the spillover function cannot take."""
-        if self.spill is None or max(left[bid.first_step : bid.last_step + 1]) > self.spill.capacity_rps + EPSILON_RPS:
-            return True
-        return bid.least_usd_per_request < self.spill.usd_per_request
-
-    def score(self, chosen: Sequence[Candidate]) -> tuple[float, float]:
-        """Rate holding `chosen`: (requests that nothing serves, expected cost in USD) over the horizon; lower is better.
-
-        Each step is served by the cheapest capacity first. An instance is paid for the steps that need it, and given
-        back when what is left of them would cost less to spill. What nobody serves then spills.
-        """
-        left, cost = list(self.demand_rps), 0.0
-        spill_usd, spillable = (self.spill.usd_per_request, self.spill.capacity_rps) if self.spill else (math.inf, 0.0)
-        needed: list[int] = []
-        previous: Candidate | None = None
-        for c in sorted(chosen, key=lambda c: c.merit):
-            # What the last of several equal ones did not need, the next one does not need either.
-            steps = needed if previous is not None and c.is_new and c.key == previous.key else range(c.ready_step, len(left))
-            needed = [step for step in steps if left[step] > EPSILON_RPS]
-            worth_rps = c.usd_per_s / spill_usd
-            while needed and left[needed[-1]] <= spillable and min(left[needed[-1]], c.capacity_rps) <= worth_rps:
-                needed.pop()
-            for step in needed:
-                left[step] -= c.capacity_rps
-            cost += c.launch_cost_usd + len(needed) * self.step_s * c.usd_per_s
-            previous = c
-        unserved = math.fsum(max(0.0, rate - spillable) for rate in left) * self.step_s
-        spilled = math.fsum(min(max(0.0, rate), spillable) for rate in left) * self.step_s
-        return round(unserved, 6), cost + spilled * (self.spill.usd_per_request if self.spill else 0.0)
-
-
 class Choice:
-    """What is chosen for a task so far; the only mutable thing in planning.
+    """What is chosen for a task so far, as numbers of equal candidates; the only mutable thing in planning.
+
+    Of instances that are alike, the first in `existing` are chosen first: which of them it is changes neither cost nor
+    capacity.
 
     Parameters
     ----------
@@ -138,9 +37,32 @@ class Choice:
         self.task = task
         self.existing = tuple(existing)
         self.offers = tuple(offers)
-        self.chosen: list[Candidate] = []
+        alike: dict[tuple[object, ...], list[Candidate]] = {}
+        for c in self.existing:
+            alike.setdefault((c.offering.key, c.offering.price_usd_per_hour, c.capacity_rps, c.ready_step), []).append(c)
+        self._members = {members[0].key: members for members in alike.values()}
+        self._head = {c.key: members[0] for members in alike.values() for c in members} | {c.key: c for c in self.offers}
+        self.numbers: dict[str, int] = {}
+        """How many of each are chosen, by the key of the offering, or of the first instance of those alike."""
         self.left_rps = list(task.demand_rps)
-        """Demand that `chosen` does not meet; negative where there is slack."""
+        """Demand that is not met by what is chosen; negative where there is slack."""
+        self.holding = Holding()
+        self._unmet: Unmet | None = None
+
+    @property
+    def counted(self) -> list[tuple[Candidate, int]]:
+        """What is chosen, with numbers, in order of first choice."""
+        return [(self._head[key], number) for key, number in self.numbers.items()]
+
+    @property
+    def chosen(self) -> list[Candidate]:
+        """What is chosen, one entry per instance."""
+        return [c for key, n in self.numbers.items() for c in (self._members[key][:n] if key in self._members else [self._head[key]] * n)]
+
+    @property
+    def launched(self) -> list[tuple[Candidate, int]]:
+        """Chosen offerings, with numbers."""
+        return [(c, n) for c, n in self.counted if c.is_new]
 
     @property
     def launches(self) -> list[Candidate]:
@@ -152,60 +74,160 @@ class Choice:
         """Instances that are there and wanted."""
         return {c.instance_id for c in self.chosen if not c.is_new}
 
-    def set_chosen(self, chosen: Iterable[Candidate]) -> None:
-        """Choose exactly these."""
-        self.chosen = list(chosen)
-        self.left_rps = self.task.left_rps(self.chosen)
+    @property
+    def size(self) -> int:
+        """How many instances are chosen."""
+        return self.holding.instances
 
-    def add(self, candidate: Candidate) -> None:
-        """Choose one more."""
-        self.chosen.append(candidate)
+    @property
+    def idle(self) -> list[Candidate]:
+        """Of each kind of instance that is there, the next one to choose."""
+        return [members[n] for key, members in self._members.items() if (n := self.numbers.get(key, 0)) < len(members)]
+
+    @property
+    def last_kept(self) -> list[Candidate]:
+        """Of each kind of instance that is there and chosen, the one to drop first."""
+        return [members[n - 1] for key, members in self._members.items() if (n := self.numbers.get(key, 0))]
+
+    @property
+    def unmet(self) -> Unmet:
+        """What is not met, with its spans."""
+        if self._unmet is None:
+            self._unmet = Unmet(self.left_rps)
+        return self._unmet
+
+    @cached_property
+    def undominated(self) -> list[Candidate]:
+        """The offers that others do not make needless, least cost per request first."""
+        found = undominated([(c.offering, c.capacity_rps, c.ready_step) for c in self.offers])
+        return sorted((self.offers[index] for index in found), key=lambda c: (c.usd_per_request, c.key))
+
+    def head(self, candidate: Candidate) -> Candidate:
+        """Return the one that stands for a candidate and those alike."""
+        return self._head[candidate.key]
+
+    def set_chosen(self, chosen: Iterable[Candidate]) -> None:
+        """Choose as many of each as these."""
+        self.numbers = {}
+        for candidate in chosen:
+            key = self._head[candidate.key].key
+            self.numbers[key] = self.numbers.get(key, 0) + 1
+        self._refresh()
+
+    def with_offers(self, offers: Sequence[Candidate], numbers: Mapping[str, int]) -> Choice:
+        """Return another choice that starts from `numbers` and may launch `offers` only."""
+        other = Choice(self.task, existing=self.existing, offers=self.offers)
+        other.offers = tuple(offers)
+        other.restore(numbers)
+        return other
+
+    def restore(self, numbers: Mapping[str, int]) -> None:
+        """Choose exactly these numbers."""
+        self.numbers = dict(numbers)
+        self._refresh()
+
+    def set_numbers(self, changes: Iterable[tuple[Candidate, int]]) -> None:
+        """Choose these many of each of these."""
+        for candidate, number in changes:
+            self.numbers[self._head[candidate.key].key] = number
+        self.numbers = {key: number for key, number in self.numbers.items() if number}
+        self._refresh()
+
+    def add(self, candidate: Candidate, number: int = 1) -> None:
+        """Choose more of one."""
+        key = self._head[candidate.key].key
+        self.numbers[key] = self.numbers.get(key, 0) + number
         for step in range(candidate.ready_step, len(self.left_rps)):
-            self.left_rps[step] -= candidate.capacity_rps
+            self.left_rps[step] -= number * candidate.capacity_rps
+        self.holding = self.holding.plus([(candidate, number)])
+        self._unmet = None
+
+    def _refresh(self) -> None:
+        self.left_rps = self.task.left_rps(self.counted)
+        self.holding = Holding().plus(self.counted)
+        self._unmet = None
+
+    def score(self) -> Score:
+        """Rate what is chosen: (requests that nothing serves, expected cost in USD) over the horizon."""
+        return self.task.score(self.counted)
+
+    def spot_refusal(self, more: Candidate) -> str | None:
+        """Why one more would lean too much on spot."""
+        return self.task.spot_refusal(self.holding.plus([(more, 1)]))
+
+    def bid(self, candidate: Candidate) -> Bid | None:
+        """Return what a candidate would serve of what is unmet now."""
+        return self.task.bid(candidate, self.unmet)
 
     def bids_and_refusals(self, room: Room) -> list[tuple[Bid, str | None]]:
         """Every candidate that would serve something now, with the reason why it may not be chosen."""
-        result: list[tuple[Bid, str | None]] = []
-        for candidate in [*self._one_of_each_existing(), *self.offers]:
-            bid = self.task.bid(candidate, self.left_rps)
-            if bid is not None:
-                result.append((bid, self._refusal(bid, room)))
-        return result
+        bids = (self.bid(candidate) for candidate in [*self.idle, *self.offers])
+        return [(bid, self._refusal(bid, room)) for bid in bids if bid is not None]
 
     def best_bids(self, room: Room, *, launch: bool = True, number: int = 1) -> list[Bid]:
-        """Return at least the `number` best admissible bids, best first, where there are as many.
+        """Return at least the `number` best admissible bids, best first, where there are as many."""
+        return self.best_bids_and_repeats(room, launch=launch, number=number)[0]
+
+    def best_bids_and_repeats(self, room: Room, *, launch: bool = True, number: int = 1) -> tuple[list[Bid], int]:
+        """Return the best bids, and how often in a row the first one would win.
 
         No bid can cost less per request than the rent over the largest rate the candidate could serve. So candidates
         are asked in the order of that bound, until it exceeds the bids at hand: most are never asked.
+
+        The first one wins again while each of its instances is used in full and no span of those asked ends earlier:
+        then its own cost stays, and that of every other one stays or rises, as does the bound of those not asked. What
+        the spot rules refused might be allowed later, so then it is 1.
         """
         peak_rps = max(self.left_rps)
         if peak_rps <= EPSILON_RPS:
-            return []
-        candidates = [*self._one_of_each_existing(), *(self.offers if launch else ())]
+            return [], 0
+        candidates = [*self.idle, *(self.offers if launch else ())]
         bounds = sorted((c.usd_per_s / min(c.capacity_rps, peak_rps), index) for index, c in enumerate(candidates))
         bids: list[Bid] = []
+        lowest_rps, may_change = math.inf, False
         for bound, index in bounds:
             if len(bids) >= number and bound > bids[number - 1].usd_per_request * (1 + 1e-9):
                 break
-            bid = self.task.bid(candidates[index], self.left_rps)
-            if bid is not None and self._refusal(bid, room) is None:
+            bid = self.bid(candidates[index])
+            if bid is None:
+                continue
+            lowest_rps = min(lowest_rps, self.unmet.lows_rps[bid.first_step])
+            if (refusal := self._refusal(bid, room)) is None:
                 insort(bids, bid, key=lambda b: b.order)
-        return bids
+            may_change = may_change or (refusal is not None and bid.candidate.is_spot)
+        return bids, 1 if may_change or not bids else self._repeats(bids, lowest_rps, room)
 
-    def _one_of_each_existing(self) -> list[Candidate]:
-        kept, first = self.kept_ids, dict[tuple[Offering, float, int], Candidate]()
-        for candidate in self.existing:
-            if candidate.instance_id not in kept:
-                first.setdefault((candidate.offering, candidate.capacity_rps, candidate.ready_step), candidate)
-        return list(first.values())
+    def _repeats(self, bids: Sequence[Bid], lowest_rps: float, room: Room) -> int:
+        best, spill = bids[0], self.task.spill
+        candidate = best.candidate
+        if spill is not None and best.least_usd_per_request >= spill.usd_per_request:
+            return 1  # only worth it while more is unmet than spill-over takes
+        in_full = math.floor(self.unmet.lows_rps[best.first_step] / candidate.capacity_rps + EPSILON_RPS)
+        most = min(in_full, math.ceil((lowest_rps - EPSILON_RPS) / candidate.capacity_rps))
+        if candidate.is_new:
+            most = min(most, room.fits(candidate.offering))
+        else:
+            is_tie = len(bids) > 1 and bids[1].order[:4] == best.order[:4]  # then rank decides, and changes
+            most = 1 if is_tie else min(most, self._number_idle(candidate))
+        if candidate.is_spot and most > 1:
+            refused = (n for n in range(2, most + 1) if self.task.spot_refusal(self.holding.plus([(candidate, n)])) is not None)
+            most = next(refused, most + 1) - 1
+        return max(1, most)
+
+    def number_there(self, candidate: Candidate) -> int:
+        """How many instances like this one are there."""
+        return len(self._members[self._head[candidate.key].key])
+
+    def _number_idle(self, candidate: Candidate) -> int:
+        return self.number_there(candidate) - self.numbers.get(self._head[candidate.key].key, 0)
 
     def _refusal(self, bid: Bid, room: Room) -> str | None:
         candidate, spill = bid.candidate, self.task.spill
         if candidate.is_new and (full := room.refusal(candidate.offering)):
             return full
-        if candidate.is_spot and (leaning := self.task.spot_refusal([*self.chosen, candidate])):
+        if candidate.is_spot and (leaning := self.spot_refusal(candidate)):
             return leaning
-        if spill is not None and not self.task.is_worth_it(bid, self.left_rps):
+        if spill is not None and not self.task.is_worth_it(bid, self.unmet):
             return (
                 f"left to spill-over: its {bid.served:.0f} requests cost ${bid.served * spill.usd_per_request:.4f} there "
                 f"and ${bid.cost_usd:.4f} on it"
@@ -243,7 +265,8 @@ def fill(choices: Sequence[Choice], room: Room, *, launch: bool = True, on_bids:
     -----
     Deviations from the paper: `tau` is each offering's own, as launch overheads differ; a launch has to be cheaper
     than spilling the same requests, over the best prefix of its span; ceilings and spot rules apply.
-    O(picks x candidates x steps); prune the offerings first.
+    A candidate that would win several times in a row is added as often at once, with the same result. Prune the
+    offerings first: a round takes a sort of the candidates and a walk over the steps for the few that are asked.
 
     References
     ----------
@@ -251,14 +274,17 @@ def fill(choices: Sequence[Choice], room: Room, *, launch: bool = True, on_bids:
     """
     still_open = {choice.task.model: choice for choice in choices}
     while still_open:
-        choice = min(still_open.values(), key=lambda c: (-c.unmet_share(), c.task.model))
-        allowed = choice.best_bids(room, launch=launch, number=BIDS_SHOWN)
+        is_last = len(still_open) == 1
+        choice = min(still_open.values(), key=lambda c: (0.0 if is_last else -c.unmet_share(), c.task.model))
+        allowed, repeats = choice.best_bids_and_repeats(room, launch=launch, number=BIDS_SHOWN)
         if not allowed:
             del still_open[choice.task.model]
             continue
         if on_bids is not None:
             on_bids(choice, allowed)
-        choice.add(allowed[0].candidate)
-        if allowed[0].candidate.is_new:
-            room = room.after([allowed[0].candidate.offering])
+        best = allowed[0].candidate
+        number = repeats if is_last else 1
+        choice.add(best, number)
+        if best.is_new:
+            room = room.with_bought(best.offering, number)
     return room

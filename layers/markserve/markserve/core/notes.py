@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from markserve.core.capacity import Room, counted
-from markserve.core.greedy import Bid, Choice
+from markserve.core.capacity import Room
+from markserve.core.greedy import Choice
 from markserve.core.plan import Rejected
+from markserve.core.task import Bid
 
 MAX_ALTERNATIVES = 40
 """Rejected alternatives in a plan's record; it has to fit a DynamoDB item."""
@@ -51,12 +52,12 @@ class PlanNotes:
 
     def disabled(self, choice: Choice) -> None:
         """Record what would have been launched."""
-        for key, (candidate, number) in counted(choice.launches).items():
+        for candidate, number in choice.launched:
             cost_usd = round(number * candidate.offering.price_usd_per_hour, 6)
             reason = f"{choice.task.model}: would launch {number}, but launches-enabled is false"
-            self.rejected.append(Rejected(offering=key, cost_usd=cost_usd, reason=reason))
-        if choice.launches:
-            self.say(choice, [f"{len(choice.launches)} launch(es) held back: launches-enabled is false"])
+            self.rejected.append(Rejected(offering=candidate.key, cost_usd=cost_usd, reason=reason))
+        if launches := len(choice.launches):
+            self.say(choice, [f"{launches} launch(es) held back: launches-enabled is false"])
 
     def why(self, choice: Choice, key: str, reason: str) -> None:
         """State why an offering is launched."""

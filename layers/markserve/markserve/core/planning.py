@@ -1,4 +1,4 @@
-"""What to launch, keep, drain and warm: MArk's Algorithm 1 over offerings, then a one-move local search.
+"""What to launch, keep, drain and warm: MArk's Algorithm 1 over offerings, then a local search.
 
 Decides for all models at once, because they share the ceilings. Knows nothing of queues, clouds or clocks.
 """
@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from markserve.core.capacity import Room, SpillTier, counted
+from markserve.core.capacity import Room, SpillTier
 from markserve.core.demand import Trigger
 from markserve.core.greedy import Choice, fill
 from markserve.core.notes import PlanNotes, bounded
@@ -26,6 +26,8 @@ __all__ = ["CapacityPlan", "Drain", "Launch", "ModelDemand", "ModelPlan", "Rejec
 REPLACEMENT_SAVING = 0.05
 """A plan that replaces running instances must be this much cheaper than one that keeps them: below it, forecast error
 decides, and instances would be exchanged for nothing."""
+MOST_REPLACEMENT_MOVES = 1_500
+"""Moves rated for such a plan: it is made in every cycle and seldom adopted, and what replaces by little is not adopted at all."""
 AT_RISK_EXTRA = 0.25
 """Extra demand that the instance added for an objective at risk is sized for, as a share of the present demand."""
 AT_RISK_SPARE = 2.0
@@ -49,7 +51,7 @@ def plan_capacity(
 
     1. Demand: the newsvendor quantile of the forecast at live prices, or `demand_quantile`; times `headroom`.
     2. Fill (Algorithm 1): running and pending instances are candidates with launch overhead 0. They are taken
-       first; new offerings fill what is left; one-move local search follows.
+       first; new offerings fill what is left; local search follows.
     3. A model with no launch or drain under way is also planned from scratch, running instances competing with
        offerings as in the paper. That plan wins if it saves more than `REPLACEMENT_SAVING`. While launches are
        pending, the plan that ordered them is kept to, so that planning twice buys once.
@@ -139,9 +141,9 @@ def plan_capacity(
 def _reconsider(p: Prepared, choice: Choice, room: Room, notes: PlanNotes) -> Room:
     """Adopt Algorithm 1's plan from scratch if it is clearly cheaper than the one that keeps what runs."""
     fresh, fresh_notes = p.choice(), PlanNotes()
-    fresh_room = complete([fresh], room.after([], given_back=(c.offering for c in choice.launches)), fresh_notes)
-    unserved, cost = choice.task.score(choice.chosen)
-    fresh_unserved, fresh_cost = choice.task.score(fresh.chosen)
+    fresh_room = complete([fresh], _given_back(room, choice), fresh_notes, most_moves=MOST_REPLACEMENT_MOVES)
+    unserved, cost = choice.score()
+    fresh_unserved, fresh_cost = fresh.score()
     if fresh_unserved > unserved or fresh_cost >= cost * (1 - REPLACEMENT_SAVING):
         return room
     choice.set_chosen(fresh.chosen)
@@ -150,10 +152,16 @@ def _reconsider(p: Prepared, choice: Choice, room: Room, notes: PlanNotes) -> Ro
     return fresh_room
 
 
+def _given_back(room: Room, choice: Choice) -> Room:
+    for candidate, number in choice.launched:
+        room = room.with_bought(candidate.offering, -number)
+    return room
+
+
 def _add_for_risk(p: Prepared, choice: Choice, room: Room, notes: PlanNotes) -> Room:
     """Add one instance for an objective at risk, unless it cannot help; size it for a quarter more demand."""
     present_rps = max(choice.task.demand_rps[0], p.demand.measured_rate_rps or 0.0)
-    if choice.launches or p.has_pending:
+    if choice.launched or p.has_pending:
         notes.say(choice, ["objective at risk: an instance is already on its way"])
         return room
     if present_rps <= 0:
@@ -167,10 +175,10 @@ def _add_for_risk(p: Prepared, choice: Choice, room: Room, notes: PlanNotes) -> 
         notes.say(choice, ["objective at risk, but no offering may be bought"])
         return room
     extra_rps = AT_RISK_EXTRA * present_rps
-    best = min(allowed, key=lambda c: (c.usd_per_s / min(c.capacity_rps, extra_rps), c.offering.price_usd_per_hour, c.key))
+    best = min(allowed, key=lambda c: (c.usd_per_s / min(c.capacity_rps, extra_rps), c.offering.price_usd_per_hour, -c.capacity_rps, c.key))
     choice.add(best)
     notes.why(choice, best.key, "the objective is at risk: one more instance")
-    return room.after([best.offering])
+    return room.with_bought(best.offering, 1)
 
 
 def _launches(choice: Choice, notes: PlanNotes) -> list[Launch]:
@@ -182,7 +190,7 @@ def _launches(choice: Choice, notes: PlanNotes) -> list[Launch]:
             reason=f"{notes.reason_for(choice.task.model, key)}; ${candidate.offering.price_usd_per_hour:.4f}/h for "
             f"{candidate.capacity_rps:.1f} rps each, serving in {candidate.offering.launch_overhead_s:.0f} s",
         )
-        for key, (candidate, number) in sorted(counted(choice.launches).items())
+        for key, (candidate, number) in sorted((c.key, (c, n)) for c, n in choice.launched)
     ]
 
 
@@ -210,7 +218,7 @@ def _scale_in(
 
 
 def _model_plan(p: Prepared, choice: Choice, drained: Collection[str], notes: PlanNotes) -> ModelPlan:
-    holding = [c for c in p.existing if c.instance_id not in drained] + choice.launches
+    holding = [(c, 1) for c in p.existing if c.instance_id not in drained] + choice.launched
     demand = choice.task.demand_rps
     left = choice.task.left_rps(holding)
     capacity = tuple(round(d - rest, 9) for d, rest in zip(demand, left, strict=True))

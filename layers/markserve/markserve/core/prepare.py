@@ -7,13 +7,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from markserve.core.batching import BatchLimits, choose_batch_limits
-from markserve.core.capacity import Candidate, SpillTier, SpotRules, prune
+from markserve.core.capacity import Candidate, SpillTier, SpotRules
 from markserve.core.demand import DemandPath, Trigger, buying_rule, demand_path, quantile_path
-from markserve.core.greedy import Choice, Task
+from markserve.core.greedy import Choice
 from markserve.core.plan import Rejected
 from markserve.core.profiles import LatencyEstimate
+from markserve.core.pruning import undominated
 from markserve.core.scale_in import STARTED_OR_STARTING
 from markserve.core.staffing import LATE_SHARES, late_share_worth, rate_in_fleet_rps
+from markserve.core.task import Task
 from markserve.core.tunables import Tunables
 from markserve.core.types import BatchProfile, CapacityType, Forecast, Instance, InstanceState, Offering
 from markserve.errors import InfeasibleSlo
@@ -201,23 +203,17 @@ def prepare(
         shape=demand.shape,
     )
     ready_steps = {s: path.horizon.ready_step(now_s + s, now_s) for s in {o.launch_overhead_s for o in usable}}
-    offers, dropped = prune(
-        [
-            Candidate(
-                offering=o,
-                capacity_rps=_capacity_rps(o, capacities),
-                ready_step=ready_steps[o.launch_overhead_s],
-            )
-            for o in usable
-        ]
-    )
+    market = [(o, _capacity_rps(o, capacities), ready_steps[o.launch_overhead_s]) for o in usable]
+    kept = undominated(market)
+    offers = tuple(Candidate(offering=o, capacity_rps=rate_rps, ready_step=step) for o, rate_rps, step in (market[i] for i in kept))
+    dropped = len(usable) - len(kept)
     if dropped:
-        rejected.append(Rejected(offering=f"{dropped} offerings", cost_usd=None, reason=f"{demand.model}: dominated by at least 3 others"))
+        rejected.append(Rejected(offering=f"{dropped} offerings", cost_usd=None, reason=f"{demand.model}: dominated by others"))
     existing = _existing(own, capacities, path, now_s)
     has_pending = any(i.state is not InstanceState.SERVING for i in own)
-    path = path.extended(1 + max((c.ready_step for c in (*offers, *existing)), default=0))
+    path = path.extended(1 + max((*ready_steps.values(), *(c.ready_step for c in existing)), default=0))
     last = len(path.rates_rps) - 1
-    lead_step = min(last, max((c.ready_step for c in offers), default=last))
+    lead_step = min(last, max(ready_steps.values(), default=last))
     return Prepared(
         demand=demand,
         path=path,
