@@ -33,7 +33,8 @@ def simulate(
     policy: Annotated[
         str,
         typer.Option(
-            help="NAME[,NAME...]: mark[-on-demand], mark-paper[-on-demand], sagemaker, reactive, static, all-lambda, clairvoyant."
+            help="NAME[,NAME...]: mark[-on-demand], mark-paper[-on-demand|-no-standbys], sagemaker, reactive, static, all-lambda, "
+            "clairvoyant."
         ),
     ] = "mark",
     model: Annotated[str | None, typer.Option(help="Which model of a CSV profile.")] = None,
