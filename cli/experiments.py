@@ -107,10 +107,12 @@ def _run(
 
 
 def _show(experiment: Experiment, outcomes: list[Outcome], results: dict[str, Any], out_dir: Path) -> None:
-    from simulator.experiments.tables import table
+    from simulator.experiments.tables import NARROW, by_group, table
 
-    header, rows = table(outcomes)
-    emit_table(f"{experiment.name}: {experiment.question}", header, rows)
+    out.print(f"{experiment.name}: {experiment.question}", highlight=False, style="bold")
+    for group, mine in by_group(outcomes).items():
+        header, rows = table(mine, NARROW)
+        emit_table(group, header[1:], [row[1:] for row in rows])
     if results["note"]:
         out.print(results["note"], highlight=False)
     folder = out_dir / experiment.name

@@ -5,10 +5,13 @@ from __future__ import annotations
 from simulator.experiments.cells import EVENT_FOR_S, Cell
 from simulator.experiments.charts import event_charts
 from simulator.experiments.experiment import Experiment, Setup
-from simulator.experiments.surge import AFTER_S, AT_S, MODEL, QUICK_AFTER_S, QUICK_AT_S
+from simulator.experiments.surge import AFTER_S, AT_S, QUICK_AFTER_S, QUICK_AT_S
+from simulator.experiments.variations import Variation
 from simulator.experiments.workloads import constant
 
-RATE_RPS = 600.0
+MODEL, RATE_RPS, QUICK_RPS = "vgg-cifar10", 3000.0, 1500.0
+NO_GPUS = Variation(left_out=("g4dn",))
+"""One GPU would serve it all; on CPUs the load takes a fleet, and burstable types for standbys are measured."""
 POLICIES = ("mark", "mark-paper", "mark-paper-no-standbys")
 INTERRUPTIONS = {
     "one instance of the largest pool": "0.001",
@@ -22,12 +25,13 @@ INTERRUPTIONS = {
 def cells(setup: Setup) -> list[Cell]:
     """Return every interruption under every policy."""
     at_s = QUICK_AT_S if setup.is_quick else AT_S
-    trace = constant(RATE_RPS, at_s + EVENT_FOR_S + (QUICK_AFTER_S if setup.is_quick else AFTER_S))
+    trace = constant(QUICK_RPS if setup.is_quick else RATE_RPS, at_s + EVENT_FOR_S + (QUICK_AFTER_S if setup.is_quick else AFTER_S))
     return [
         Cell(
             experiment="micro-spot",
             group=group,
             request=setup.request(MODEL, policy, trace=trace, spot=True, interrupts=(f"{at_s:g}:{share}",)),
+            variation=NO_GPUS,
             event_at_s=at_s,
             records_latency=True,
         )
@@ -38,7 +42,7 @@ def cells(setup: Setup) -> list[Cell]:
 
 SPOT = Experiment(
     name="micro-spot",
-    question=f"Spot instances are taken back under constant load ({MODEL}, {RATE_RPS:g} requests/s): do answers stay in time?",
+    question=f"Spot instances are taken back under constant load ({MODEL} on CPUs): are answers in time?",
     cells=cells,
     charts=event_charts,
     uses_load=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from simulator.assumptions import LAUNCH_DELAY_S
@@ -11,7 +12,7 @@ from simulator.experiments.experiment import Experiment, Setup
 from simulator.experiments.variations import AS_IS, Variation
 from simulator.request import Request
 
-MODEL = "resnet-cifar10"
+MODELS = ("squeezenet", "inception-v3")
 POLICIES = ("mark", "mark-on-demand", "mark-paper")
 LAUNCH_DELAYS_S = (30.0, 60.0, 120.0, 180.0, 300.0)
 PRICE_FACTORS = (0.5, 1.0, 2.0)
@@ -23,25 +24,26 @@ FORECASTERS = ("best", "persistence")
 
 def cells(setup: Setup) -> list[Cell]:
     """Return every variation, one at a time, under every policy; the unvaried run is part of each group."""
-    made: list[Cell] = []
-    for policy in POLICIES:
-        plain = setup.recorded(MODEL, policy)
-
-        for delay_s in LAUNCH_DELAYS_S:
-            delayed = replace(plain, launch_delay=None if delay_s == LAUNCH_DELAY_S else f"{delay_s:g}")
-            made.append(_cell("launch delay, s", f"{delay_s:g}", delayed))
-        for factor in PRICE_FACTORS:
-            made.append(_cell("EC2 price, factor", f"{factor:g}", plain, Variation(instance_price=factor)))
-            made.append(_cell("Lambda price, factor", f"{factor:g}", plain, Variation(lambda_price=factor)))
-        for factor in BELIEVED_LATENCIES:
-            made.append(_cell("believed over true latency", f"{factor:.2f}", plain, Variation(planned_latency=factor)))
-        for factor in FORECAST_FACTORS:
-            made.append(_cell("forecast, factor", f"{factor:g}", plain, Variation(forecast=factor)))
-        if policy != "mark-paper":  # which knows persistence alone
-            for name in FORECASTERS:
-                made.append(_cell("forecaster", name, replace(plain, forecaster=name)))
+    made = [cell for model in MODELS for policy in POLICIES for cell in _varied(model, setup.recorded(model, policy))]
     groups = list(dict.fromkeys(cell.group for cell in made))
     return sorted(made, key=lambda cell: groups.index(cell.group))
+
+
+def _varied(model: str, plain: Request) -> Iterator[Cell]:
+    for delay_s in LAUNCH_DELAYS_S:
+        delayed = replace(plain, launch_delay=None if delay_s == LAUNCH_DELAY_S else f"{delay_s:g}")
+        yield _cell(f"{model}, launch delay, s", f"{delay_s:g}", delayed)
+    for factor in PRICE_FACTORS:
+        yield _cell(f"{model}, EC2 price, factor", f"{factor:g}", plain, Variation(instance_price=factor))
+    for factor in PRICE_FACTORS:
+        yield _cell(f"{model}, Lambda price, factor", f"{factor:g}", plain, Variation(lambda_price=factor))
+    for factor in BELIEVED_LATENCIES:
+        yield _cell(f"{model}, believed over true latency", f"{factor:.2f}", plain, Variation(planned_latency=factor))
+    for factor in FORECAST_FACTORS:
+        yield _cell(f"{model}, forecast, factor", f"{factor:g}", plain, Variation(forecast=factor))
+    if plain.policies != "mark-paper":  # which knows persistence alone
+        for name in FORECASTERS:
+            yield _cell(f"{model}, forecaster", name, replace(plain, forecaster=name))
 
 
 def _cell(group: str, value: str, asked: Request, variation: Variation = AS_IS) -> Cell:
@@ -50,7 +52,7 @@ def _cell(group: str, value: str, asked: Request, variation: Variation = AS_IS) 
 
 SENSITIVITY = Experiment(
     name="sensitivity",
-    question=f"How much do launch delay, prices, and errors of profile and forecast change ({MODEL})?",
+    question="How much do launch delay, prices, and errors of profile and forecast change?",
     cells=cells,
     charts=sensitivity_charts,
     uses_load=True,

@@ -21,6 +21,8 @@ COLUMNS = (
     "all-in, $/million",
     "compute / bound",
 )
+NARROW = ("attainment", "in the event", "p98, ms", "spilled", "compute, $/million", "all-in, $/million")
+"""What fits a terminal of 80 columns."""
 
 
 def figures(outcome: Outcome) -> dict[str, Any]:
@@ -72,10 +74,18 @@ def write_csv(path: Path, outcomes: Sequence[Outcome]) -> None:
         writer.writerows(rows)
 
 
-def table(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
+def by_group(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """Return outcomes by group, in order."""
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault(outcome.group, []).append(outcome)
+    return groups
+
+
+def table(outcomes: Sequence[Outcome], columns: Sequence[str] = COLUMNS) -> tuple[list[str], list[list[str]]]:
     """Return header and rows for people; columns that no row has are left out."""
     cells = [_cells(outcome) for outcome in outcomes]
-    shown = [name for name in COLUMNS if any(row[name] != "–" for row in cells)]
+    shown = [name for name in columns if any(row[name] != "–" for row in cells)]
     has_values = any(outcome.value for outcome in outcomes)
     header = ["", *(["value"] if has_values else []), "policy", *shown]
     rows = [

@@ -28,21 +28,26 @@ class Variation:
         What policies take an instance's latencies for, over what they are: above 1 they think it slower. Lambda's are known.
     forecast
         On the forecasts of `mark` and `mark-paper`.
+    left_out
+        Instance families that are not offered.
     """
 
     instance_price: float = 1.0
     lambda_price: float = 1.0
     planned_latency: float = 1.0
     forecast: float = 1.0
+    left_out: tuple[str, ...] = ()
 
 
 AS_IS = Variation()
 
 
 def varied(scenario: Scenario, variation: Variation) -> Scenario:
-    """Return the scenario with the variation's prices and mistaken profile."""
-    market = scenario.market
-    profile = scenario.profile
+    """Return the scenario with the variation's types, prices and mistaken profile."""
+    market, profile, left_out = scenario.market, scenario.profile, variation.left_out
+    if left_out:
+        offered = {name: points for name, points in profile.profiles.items() if name.split(".")[0] not in left_out}
+        profile = msgspec.structs.replace(profile, profiles=offered)
     if variation.lambda_price != 1:
         # A GB-second costs the same at every size, so a function of k times the memory at the same speed costs k times as much.
         profile = msgspec.structs.replace(profile, lambda_memory_mb=round(profile.lambda_memory_mb * variation.lambda_price))
@@ -50,8 +55,8 @@ def varied(scenario: Scenario, variation: Variation) -> Scenario:
         scenario,
         profile=profile,
         planned_profile=mistaken(profile, variation.planned_latency) if variation.planned_latency != 1 else None,
-        offerings=_priced(scenario.offerings, variation.instance_price),
-        market=None if market is None else replace(market, pools=_priced(market.pools, variation.instance_price)),
+        offerings=_offered(scenario.offerings, variation),
+        market=None if market is None else replace(market, pools=_offered(market.pools, variation)),
     )
 
 
@@ -66,5 +71,9 @@ def mistaken(profile: ProfileFile, factor: float) -> ProfileFile:
     return msgspec.structs.replace(profile, profiles=profiles)
 
 
-def _priced(offerings: Sequence[Offering], factor: float) -> tuple[Offering, ...]:
-    return tuple(replace(offering, price_usd_per_hour=offering.price_usd_per_hour * factor) for offering in offerings)
+def _offered(offerings: Sequence[Offering], variation: Variation) -> tuple[Offering, ...]:
+    return tuple(
+        replace(offering, price_usd_per_hour=offering.price_usd_per_hour * variation.instance_price)
+        for offering in offerings
+        if offering.instance_type.split(".")[0] not in variation.left_out
+    )
