@@ -14,7 +14,7 @@ POLICIES = ("mark", "mark-paper", "reactive")
 FACTORS = (1.5, 2.0, 4.0)
 SHAPES = {"for a minute": 60.0, "for the whole event": EVENT_FOR_S}
 """How long the load stays up. It rises at once, which is harder than any rise within a minute."""
-AT_S, QUICK_AT_S = 1800.0, 240.0
+AT_S, QUICK_AT_S = 1800.0, 480.0
 AFTER_S, QUICK_AFTER_S = 600.0, 60.0
 
 
