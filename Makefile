@@ -10,10 +10,10 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-fast check format up down status clean pr
+.PHONY: help setup demo test test-fast check format bench-policy bench-experiments up down status clean pr
 
 help: ## Print this help
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
 setup: $(STAMP) ## Create .venv and install everything
 
@@ -42,6 +42,13 @@ check: setup ## Lint, format check, types, template; edits nothing
 format: setup ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-policy: setup ## Policies on the developers' traces, resumable; hours. JOBS=, ARGS= (see python -m benchmarks.policy --help)
+	$(BIN)/python -m benchmarks.policy $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
+
+bench-experiments: setup ## The paper's evaluation, resumable; TRACE= is the recorded load (else generated), JOBS=, ARGS=
+	$(BIN)/markserve experiments all --out .markserve/experiments --resume $(if $(TRACE),--trace $(TRACE)) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
+	$(BIN)/python -m benchmarks.results_page .markserve/experiments
 
 up: setup ## Start the local system and keep it running
 	$(BIN)/markserve up

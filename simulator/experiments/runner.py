@@ -68,6 +68,11 @@ def run_cells(
     return outcomes
 
 
+def read_outcomes(cells: Sequence[Cell], folder: Path) -> list[Outcome]:
+    """Return the outcomes of those cells that have run."""
+    return [outcome for cell in cells if (outcome := _read(cell, folder)) is not None]
+
+
 def run_cell(cell: Cell, folder: Path, *, keep_files: bool = False, tell: Tell = lambda _: None) -> Outcome:
     """Run one cell."""
     outcome = Outcome(experiment=cell.experiment, group=cell.group, value=cell.value, policy=cell.policy, described=cell.described())
