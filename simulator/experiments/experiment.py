@@ -53,10 +53,11 @@ class Setup:
     @property
     def note(self) -> str:
         """What readers must know about the load."""
+        span = f"{self.span_s / 3600:g} h" if self.span_s >= 3600 else f"{self.span_s / 60:g} min"
         if self.trace is not None:
-            return f"load: {self.span_s / 3600:g} h of {self.trace.name} x {self.scale:g}"
+            return f"load: {span} of {self.trace.name} x {self.scale:g}"
         return (
-            f"load: no --trace was given, so {self.span_s / 3600:g} h of a generated load that resembles Twitter's "
+            f"load: no --trace was given, so {span} of a generated load that resembles Twitter's "
             f"(daily swing, slow noise, surges) x {self.scale:g}"
         )
 

@@ -15,6 +15,8 @@ from simulator.report.style import INK, LIMIT, MUTED, WIDE, Layout, chart, new_f
 
 Rows = Mapping[str, Mapping[str, float]]
 """By row and label."""
+DOTS_APART = 0.6
+"""Part of a row's height that its dots are spread over."""
 LEAST_MISSED = 1e-5
 """Where the axis of missed shares ends: one request in a hundred thousand, or none."""
 
@@ -57,10 +59,11 @@ def missed(share: float) -> float:
 def _dots(rows: Rows, layout: Layout) -> tuple[Figure, Axes]:
     labels = list(dict.fromkeys(label for row in rows.values() for label in row))
     colours = style.colours(labels)
-    figure, [axis] = new_figure(layout, rows=1, row_in=0.26 * len(rows) + 0.3)
-    for label in labels:
-        held = [(row[label], at) for at, row in enumerate(rows.values()) if label in row]
-        axis.plot([x for x, _ in held], [y for _, y in held], "o", color=colours[label], markersize=5, alpha=0.9)
+    figure, [axis] = new_figure(layout, rows=1, row_in=0.34 * len(rows) + 0.3)
+    for rank, label in enumerate(labels):
+        aside = DOTS_APART * (rank - (len(labels) - 1) / 2) / len(labels)  # so that equal ones are all seen
+        held = [(row[label], at + aside) for at, row in enumerate(rows.values()) if label in row]
+        axis.plot([x for x, _ in held], [y for _, y in held], "o", color=colours[label], markersize=4)
     axis.set_yticks(np.arange(len(rows)), list(rows))
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.tick_params(axis="y", labelcolor=INK)

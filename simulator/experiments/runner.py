@@ -6,6 +6,7 @@ import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -65,6 +66,8 @@ def run_cells(
         if outcome != found or not _path(cell, folder).is_file():
             _write(outcome, cell, folder)
         outcomes.append(outcome)
+    with suppress(OSError):  # not there, or not empty
+        (folder / "runs").rmdir()
     return outcomes
 
 

@@ -95,6 +95,22 @@ def table(outcomes: Sequence[Outcome], columns: Sequence[str] = COLUMNS) -> tupl
     return header, [row + [""] * (len(header) - len(row)) for row in rows]
 
 
+def compact(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
+    """Return a row for each value and columns for each policy, of outcomes that vary by both."""
+    policies = list(dict.fromkeys(outcome.policy for outcome in outcomes))
+    rows: dict[tuple[str, str], dict[str, Outcome]] = {}
+    for outcome in outcomes:
+        rows.setdefault((outcome.group, outcome.value), {})[outcome.policy] = outcome
+    header = ["", "value", *(f"{p}: {name}" for p in policies for name in ("compute, $/million", "attainment"))]
+    return header, [[group, value, *(cell for p in policies for cell in _pair(found.get(p)))] for (group, value), found in rows.items()]
+
+
+def _pair(outcome: Outcome | None) -> tuple[str, str]:
+    if outcome is None or outcome.summary is None:
+        return "–", "cannot" if outcome else "–"
+    return number(outcome.summary.per_million_usd.get("compute")), percent(outcome.summary.slo_attainment, digits=3)
+
+
 def _cells(outcome: Outcome) -> dict[str, str]:
     s = outcome.summary
     if s is None:

@@ -54,5 +54,6 @@ def write_results(experiment: Experiment, outcomes: Sequence[Outcome], folder: P
     (folder / "results.json").write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
     tables.write_csv(folder / "results.csv", outcomes)
     said = f"\n\n{note[0].upper()}{note[1:]}." if note else ""
-    (folder / "table.md").write_text(f"{tables.markdown(*tables.table(outcomes))}{said}\n", encoding="utf-8")
+    rows = tables.compact(outcomes) if any(outcome.value for outcome in outcomes) else tables.table(outcomes)
+    (folder / "table.md").write_text(f"{tables.markdown(*rows)}{said}\n", encoding="utf-8")
     return results
