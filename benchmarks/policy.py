@@ -67,8 +67,10 @@ def cells_of(loads: Sequence[Load], profiles: Sequence[str], policies: Sequence[
 
 
 def write_page(page: Path, cells: Sequence[Cell], out: Path) -> int:
-    """Put what has run into the page, and its pictures beside it; return how many results there are."""
+    """Put what has run into the page, and its pictures beside it; return how many results there are: 0 leaves the page as it is."""
     outcomes = read_outcomes(cells, out)
+    if not outcomes:
+        return 0
     images = page.parent / "img"
     images.mkdir(parents=True, exist_ok=True)
     pictures: list[str] = []
@@ -94,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if missing:
         _say(f"left out, no such file below {asked.data}: {', '.join(missing)}")
     cells = cells_of(loads, asked.profiles, asked.policies, data=asked.data, out=asked.out)
+    if not cells:
+        return _refuse(f"nothing to run: {asked.data} has none of these traces; --data names the folder that has traces/")
     began_s = time.monotonic()
 
     def tell(text: str) -> None:
@@ -107,7 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         number = write_page(asked.page, everything, asked.out)
     except (MarkserveError, ValueError, OSError) as error:
         return _refuse(str(error))
-    _say(f"{asked.page}: {number} of {len(everything)} results")
+    except KeyboardInterrupt:
+        _say("interrupted; the same command goes on from here")
+        return 130
+    _say(f"{asked.page}: {number} of {len(everything)} results" if number else "no results yet; the page is left as it is")
     return 0
 
 

@@ -22,12 +22,10 @@ NEEDED = ("numba", "pyarrow", "matplotlib")
 
 @explained()
 def experiments(
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for results.json, results.csv, table.md and pictures, by experiment.")],
     name: Annotated[
         str, typer.Argument(metavar="[NAME|all]", help="macro, micro-surge, micro-spot, sensitivity; several with commas.")
     ] = "all",
-    out_dir: Annotated[
-        Path | None, typer.Option("--out", help="Folder for results.json, results.csv, table.md and pictures, by experiment.")
-    ] = None,
     trace: Annotated[
         Path | None,
         typer.Option(help="Recorded load for macro and sensitivity, such as the Twitter trace; default: a generated one like it."),
@@ -61,8 +59,6 @@ def experiments(
     from simulator.experiments.registry import experiments_named
 
     chosen = experiments_named(name)
-    if out_dir is None:
-        raise InvalidRequest("say where the results go", field="out")
     setup = Setup(
         folder=out_dir,
         trace=trace,

@@ -88,10 +88,12 @@ def table(outcomes: Sequence[Outcome], columns: Sequence[str] = COLUMNS) -> tupl
     shown = [name for name in columns if any(row[name] != "–" for row in cells)]
     has_values = any(outcome.value for outcome in outcomes)
     header = ["", *(["value"] if has_values else []), "policy", *shown]
-    rows = [
-        [o.group, *([o.value] if has_values else []), o.policy, *([f"cannot: {o.refused}"] if o.refused else [row[name] for name in shown])]
-        for o, row in zip(outcomes, cells, strict=True)
-    ]
+    rows = []
+    for o, row in zip(outcomes, cells, strict=True):
+        told = [f"cannot: {o.refused}"] if o.refused else [row[name] for name in shown]
+        rows.append([o.group, *([o.value] if has_values else []), o.policy, *told])
+    width = max(map(len, [header, *rows]))
+    header += [""] * (width - len(header))
     return header, [row + [""] * (len(header) - len(row)) for row in rows]
 
 
