@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -59,18 +59,18 @@ def experiment_section(folder: Path, page: Path) -> str:
     return "\n\n".join(parts)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Fill in the experiments that have run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="what `markserve experiments --out` wrote")
     parser.add_argument("--page", type=Path, default=PAGE)
-    arguments = parser.parse_args()
-    found = [arguments.folder / name for name in PICTURES if (arguments.folder / name / "table.md").is_file()]
+    asked = parser.parse_args(arguments)
+    found = [asked.folder / name for name in PICTURES if (asked.folder / name / "table.md").is_file()]
     if not found:
-        sys.stderr.write(f"error: no experiment has run in {arguments.folder}; run `markserve experiments all --out {arguments.folder}`\n")
+        sys.stderr.write(f"error: no experiment has run in {asked.folder}; run `markserve experiments all --out {asked.folder}`\n")
         return 2
     try:
-        fill(arguments.page, {folder.name: experiment_section(folder, arguments.page) for folder in found})
+        fill(asked.page, {folder.name: experiment_section(folder, asked.page) for folder in found})
     except (OSError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
