@@ -43,7 +43,7 @@ format: setup ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench-policy: setup ## Policies on the developers' traces, resumable; hours. JOBS=, ARGS= (see python -m benchmarks.policy --help)
+bench-policy: setup ## Policies on the developers' traces, resumable; long. JOBS=, ARGS= (see python -m benchmarks.policy --help)
 	$(BIN)/python -m benchmarks.policy $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
 
 bench-experiments: setup ## The paper's evaluation, resumable; TRACE= is the recorded load (else generated), JOBS=, ARGS=

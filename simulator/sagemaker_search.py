@@ -24,7 +24,7 @@ from simulator.summary import Summary
 
 UTILIZATIONS = tuple(u / 100 for u in range(10, 100, 5))
 """Targets of the grid, as shares of what one instance can serve."""
-MINIMA = (0.0, 0.25, 0.5, 0.75, 1.0, 1.1, 1.25, 1.5, 2.0)
+MINIMA = (0.0, 0.25, 0.5, 0.75, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 """Minimum capacities of the grid, as shares of what the busiest minute needs. The higher ones are fleets that never scale, which
 serve best where load changes faster than alarms and launches follow."""
 SIMULATED, SIMULATED_OF_LONG = 20, 10
@@ -203,8 +203,8 @@ def _minutes(scenario: Scenario) -> list[int | None]:
             total, number, known = total + number, 0, 0
             if total >= SEARCH_REQUESTS:
                 break
-    if not minutes:
-        minutes.append(number)
+    if (known or number or not minutes) and total < SEARCH_REQUESTS:
+        minutes.append(number)  # the last one, begun: a surge there is judged like any other
     return minutes
 
 

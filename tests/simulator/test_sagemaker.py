@@ -127,6 +127,18 @@ def test_search_finds_the_cheapest_setting_that_meets_the_objective_and_records_
     assert summary["cost_usd"]["plumbing"] == summary["spill_share"] == 0
 
 
+def test_search_judges_the_whole_trace_to_its_last_second(tmp_path: Path) -> None:
+    scenario = a_scenario(tmp_path, rows=[(float(t), 40.0 if t < 300 else 400.0) for t in range(330)])
+
+    policy = best_setting(scenario)
+    summary = simulate(scenario, policy, tmp_path / "out")
+
+    assert policy.search is not None
+    assert policy.search["searched_s"] == summary.simulated_s == 330
+    [chosen] = {row["slo_attainment"] for row in policy.search["simulated"] if row["cost_usd"] == summary.cost_usd["compute"]}
+    assert chosen == summary.slo_attainment
+
+
 def test_what_is_over_its_capacity_waits_and_is_given_up_after_a_minute(tmp_path: Path) -> None:
     rows = [(float(t), 20.0 if t < 60 else 900.0) for t in range(300)]
     scenario = a_scenario(tmp_path, rows=rows)
