@@ -47,9 +47,11 @@ def picture(page: Path, path: Path, *, about: str) -> str:
 
 
 def experiment_section(folder: Path, page: Path) -> str:
-    """Return an experiment's table and pictures, which are copied into `img` beside the page."""
+    """Return an experiment's table and pictures, which are copied into `img` beside the page in place of what was there."""
     images = page.parent / "img"
     images.mkdir(parents=True, exist_ok=True)
+    for old in images.glob(f"{folder.name}-*.png"):
+        old.unlink()  # of another load, perhaps
     parts = [(folder / "table.md").read_text(encoding="utf-8")]
     for path in sorted(folder.glob("*.png")):
         if any(fnmatch(path.name, pattern) for pattern in PICTURES[folder.name]):
