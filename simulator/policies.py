@@ -278,20 +278,6 @@ def forecaster(model: str, name: str) -> Callable[[View], Forecast | None]:
     return forecast
 
 
-def misled(forecast: Callable[[View], Forecast | None], factor: float) -> Callable[[View], Forecast | None]:
-    """Return a forecaster whose every quantile is wrong by a factor; for asking what a forecast error costs."""
-    if factor == 1.0:
-        return forecast
-
-    def wrong(view: View) -> Forecast | None:
-        made = forecast(view)
-        if made is None:
-            return None
-        return replace(made, rates_rps={q: tuple(factor * rate for rate in path) for q, path in made.rates_rps.items()})
-
-    return wrong
-
-
 def no_forecast(view: View) -> Forecast | None:  # noqa: ARG001
     """Forecast nothing, as `reactive` does: the planner then holds the measured rate flat."""
     return None
@@ -319,6 +305,20 @@ def the_peak(model: str, peak_rps: float) -> Callable[[View], Forecast | None]:
         return Forecast(model=model, origin_at_s=view.now_s, step_s=STEP_S, rates_rps={0.5: path, 0.99: path}, forecaster="peak", reason="")
 
     return forecast
+
+
+def misled(forecast: Callable[[View], Forecast | None], factor: float) -> Callable[[View], Forecast | None]:
+    """Return a forecaster whose every quantile is wrong by a factor; for asking what a forecast error costs."""
+    if factor == 1.0:
+        return forecast
+
+    def wrong(view: View) -> Forecast | None:
+        made = forecast(view)
+        if made is None:
+            return None
+        return replace(made, rates_rps={q: tuple(factor * rate for rate in path) for q, path in made.rates_rps.items()})
+
+    return wrong
 
 
 def _decision(plan: CapacityPlan, forecast: Forecast | None) -> Decision:

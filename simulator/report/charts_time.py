@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from simulator.report import style
 from simulator.report.style import INK, LIMIT, LOAD, MUTED, WIDE, Layout, chart, new_figure, thinned, time_axis
@@ -168,7 +168,6 @@ def latency_over_time(
     if top_s > 5 * rt_max_s:
         axes[0].set_yscale("log")
         axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes[0].yaxis.set_minor_formatter(NullFormatter())
     else:
         axes[0].set_ylim(0, 1000 * top_s * 1.08)
         axes[0].yaxis.set_major_locator(MaxNLocator(nbins=4))

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
-from markserve.core.types import CapacityType
+from markserve.core.types import CapacityType, Forecast
 from simulator.experiments import tables
 from simulator.experiments.cells import Cell, Outcome
 from simulator.experiments.experiment import EXAMPLES, RT_MAX_S, Setup
@@ -24,7 +24,7 @@ from simulator.experiments.variations import AS_IS, Variation, mistaken, varied
 from simulator.experiments.workloads import MEAN_RPS, SURGE_FACTOR, constant, write_twitter_like
 from simulator.experiments.write import write_results
 from simulator.inputs import load_profile
-from simulator.policies import View, forecaster, misled
+from simulator.policies import View, misled
 from simulator.registry import POLICIES, policies
 from simulator.request import Request, scenario_of
 from simulator.run import LAMBDA
@@ -208,18 +208,19 @@ def test_left_out_families_are_neither_offered_nor_profiled() -> None:
 
 
 def test_misled_forecast_is_wrong_by_the_factor_in_every_quantile() -> None:
-    view = View(
-        now_s=600.0, history_until_s=595.0, history=[50.0 + i for i in range(10)], instances=(), launch_overhead_s=60.0, offerings=()
+    true = Forecast(
+        model="m", origin_at_s=0.0, step_s=60.0, rates_rps={0.5: (10.0, 20.0), 0.99: (30.0, 50.0)}, forecaster="drawn", reason=""
     )
-    told = forecaster("m", "persistence")
+    view = View(now_s=600.0, history_until_s=595.0, history=(), instances=(), launch_overhead_s=60.0, offerings=())
 
-    true, wrong = told(view), misled(told, 0.7)(view)
+    def told(view: View) -> Forecast | None:
+        return true if view.history_until_s > 0 else None
 
-    assert true is not None
+    wrong = misled(told, 0.5)(view)
+
     assert wrong is not None
-    assert {q: pytest.approx([0.7 * rate for rate in path]) for q, path in true.rates_rps.items()} == {
-        q: list(path) for q, path in wrong.rates_rps.items()
-    }
+    assert wrong.rates_rps == {0.5: (5.0, 10.0), 0.99: (15.0, 25.0)}
+    assert misled(told, 0.5)(replace(view, history_until_s=0.0)) is None
     assert misled(told, 1.0) is told
 
 
