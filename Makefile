@@ -10,10 +10,10 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-fast check format bench-forecast pretrain-lstm bench-lstm up down status clean pr
+.PHONY: help setup demo test test-fast check format bench-policy bench-experiments bench-forecast pretrain-lstm bench-lstm up down status clean pr
 
 help: ## Print this help
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
 setup: $(STAMP) ## Create .venv and install everything
 
@@ -49,9 +49,17 @@ pretrain-lstm: setup ## Make the LSTM's shipped weights again, from generated wo
 bench-lstm: setup ## Judge the LSTM on the developers' traces, and time it
 	$(BIN)/python -m benchmarks.lstm compare
 	$(BIN)/python -m benchmarks.lstm speed
+
 bench-forecast: setup ## Judge every forecaster on the developers' traces (half an hour; QUICK=1: two days of each)
 	$(BIN)/pip install --disable-pip-version-check -q -e '.[bench]'
 	nice $(BIN)/python -m benchmarks.forecast $(if $(QUICK),--quick,--out docs)
+
+bench-policy: setup ## Policies on the developers' traces, resumable; long. JOBS=, ARGS= (see python -m benchmarks.policy --help)
+	$(BIN)/python -m benchmarks.policy $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
+
+bench-experiments: setup ## The paper's evaluation, resumable; TRACE= is the recorded load (else generated), JOBS=, ARGS=
+	$(BIN)/markserve experiments all --out .markserve/experiments --resume $(if $(TRACE),--trace $(TRACE)) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
+	$(BIN)/python -m benchmarks.results_page .markserve/experiments
 
 up: setup ## Start the local system and keep it running
 	$(BIN)/markserve up

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import catalog, control, forecast, models, report, requests, simulate, system
+from cli import catalog, control, experiments, forecast, models, report, requests, simulate, system
 
 app = typer.Typer(
     name="markserve",
@@ -29,6 +29,11 @@ for name, command, example in (
         "simulate",
         simulate.simulate,
         "markserve simulate --trace day.csv.gz --profile simulator/examples/squeezenet.json --policy mark,static --out runs/day",
+    ),
+    (
+        "experiments",
+        experiments.experiments,
+        "markserve experiments all --quick --out runs/try    |    markserve experiments macro --trace day.csv.gz --out runs/paper --resume",
     ),
     ("explain", control.explain, "markserve explain    |    markserve explain --instance i-0abc"),
 ):

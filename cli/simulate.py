@@ -33,7 +33,8 @@ def simulate(
     policy: Annotated[
         str,
         typer.Option(
-            help="NAME[,NAME...]: mark[-on-demand], mark-paper[-on-demand], sagemaker, reactive, static, all-lambda, clairvoyant."
+            help="NAME[,NAME...]: mark[-on-demand], mark-paper[-on-demand|-no-standbys], sagemaker, reactive, static, all-lambda, "
+            "clairvoyant."
         ),
     ] = "mark",
     model: Annotated[str | None, typer.Option(help="Which model of a CSV profile.")] = None,
@@ -155,7 +156,8 @@ def _show(summaries: list[Summary], scenario: Scenario, out_dir: Path) -> None:
 def _searched(search: dict[str, Any]) -> str:
     found = (
         f"{search['instance_type']} at ${search['price_usd_per_hour']:g}/h ({search['price_source']}), target "
-        f"{search['target_invocations_per_instance_per_minute']:g} invocations per instance and minute"
+        f"{search['target_invocations_per_instance_per_minute']:g} invocations per instance and minute, "
+        f"at least {search['min_instances']} instance(s)"
     )
     how = f"best of {search['settings_in_grid']} settings over {search['searched_s'] / 3600:.2f} h"
     return f"{found}; {how}" + ("" if search["meets_objective"] else "; none of them meets the objective")

@@ -34,8 +34,18 @@ DESTROY_AFTER_PLANS = 6
 class PaperPolicy:
     """MArk as published."""
 
-    def __init__(self, name: str, *, profile: ProfileFile, standbys: Sequence[Offering], rt_max_s: float, spot: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        profile: ProfileFile,
+        standbys: Sequence[Offering],
+        rt_max_s: float,
+        spot: bool,
+        forecast_factor: float = 1.0,
+    ) -> None:
         self.name = name
+        self._forecast_factor = forecast_factor
         self.uses_spot = spot
         self._model = profile.model
         self._standbys = tuple(standbys)
@@ -52,7 +62,7 @@ class PaperPolicy:
 
     def decide(self, view: View) -> Decision:
         """Run Algorithm 1 on the flat forecast; running and pending instances compete with launch overhead 0."""
-        rate_rps = next((rate for rate in reversed(view.history) if rate is not None), 0.0)
+        rate_rps = self._forecast_factor * next((rate for rate in reversed(view.history) if rate is not None), 0.0)
         demand_rps = rate_rps * OVER_PROVISIONING
         offers = self._offers(view)
         present = [i for i in view.instances if i.state is not InstanceState.DRAINING and not is_standby(i)]

@@ -6,7 +6,7 @@
 - `static`: the fleet that the planner buys for the highest rate of the whole trace, from start to end.
 - `all-lambda`: no instance at all.
 - `clairvoyant`: the planner, told the true rate of the coming minutes; still pays launches and whole instances.
-- `mark-paper`, `mark-paper-on-demand`: `paper.PaperPolicy`. `sagemaker`: `sagemaker.SageMakerPolicy`.
+- `mark-paper`, `mark-paper-on-demand`, `mark-paper-no-standbys`: `paper.PaperPolicy`. `sagemaker`: `sagemaker.SageMakerPolicy`.
 """
 
 from __future__ import annotations
@@ -268,6 +268,20 @@ def the_peak(model: str, peak_rps: float) -> Callable[[View], Forecast | None]:
         return Forecast(model=model, origin_at_s=view.now_s, step_s=STEP_S, rates_rps={0.5: path, 0.99: path}, forecaster="peak", reason="")
 
     return forecast
+
+
+def misled(forecast: Callable[[View], Forecast | None], factor: float) -> Callable[[View], Forecast | None]:
+    """Return a forecaster whose every quantile is wrong by a factor; for asking what a forecast error costs."""
+    if factor == 1.0:
+        return forecast
+
+    def wrong(view: View) -> Forecast | None:
+        made = forecast(view)
+        if made is None:
+            return None
+        return replace(made, rates_rps={q: tuple(factor * rate for rate in path) for q, path in made.rates_rps.items()})
+
+    return wrong
 
 
 def _decision(plan: CapacityPlan, forecast: Forecast | None) -> Decision:

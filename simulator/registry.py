@@ -21,6 +21,7 @@ from simulator.policies import (
     StaticPolicy,
     View,
     foresight,
+    misled,
     no_forecast,
     stack_tunables,
     the_peak,
@@ -39,6 +40,7 @@ POLICIES = (
     "mark-on-demand",
     "mark-paper",
     "mark-paper-on-demand",
+    "mark-paper-no-standbys",
     "sagemaker",
     "reactive",
     "static",
@@ -85,8 +87,11 @@ def policies(
     forecaster_name: str,
     sagemaker_prices: Generation = "current",
     sagemaker_batch: int = 1,
+    forecast_factor: float = 1.0,
 ) -> Iterator[Policy]:
     """Build policies in the order asked for, each when it is asked for: `sagemaker` searches for its settings.
+
+    `forecast_factor` puts the forecasts of `mark` and `mark-paper` wrong by that factor.
 
     Raises
     ------
@@ -98,7 +103,7 @@ def policies(
     maxima: list[float] = step_maxima(scenario) if {"static", "clairvoyant"} & set(names) else []
     if forecaster_name not in FORECASTERS:
         raise InvalidRequest(f"{forecaster_name!r} is none of {', '.join(FORECASTERS)}", field="forecaster")
-    builder = _Builder(scenario, forecaster_name, maxima, sagemaker_prices, sagemaker_batch)
+    builder = _Builder(scenario, forecaster_name, maxima, sagemaker_prices, sagemaker_batch, forecast_factor)
     return (builder.build(name) for name in names)
 
 
@@ -109,14 +114,16 @@ class _Builder:
     maxima: Sequence[float]
     sagemaker_prices: Generation
     sagemaker_batch: int
+    forecast_factor: float
 
     def build(self, name: str) -> Policy:
         model, has_spot = self.scenario.profile.model, self.scenario.market is not None
         match name:
             case "mark" | "mark-on-demand":
-                return self._planned(name, forecaster(model, self.forecaster_name), spot=has_spot and name == "mark")
-            case "mark-paper" | "mark-paper-on-demand":
-                return self._paper(name, spot=has_spot and name == "mark-paper")
+                told = misled(forecaster(model, self.forecaster_name), self.forecast_factor)
+                return self._planned(name, told, spot=has_spot and name == "mark")
+            case "mark-paper" | "mark-paper-on-demand" | "mark-paper-no-standbys":
+                return self._paper(name, spot=has_spot and name != "mark-paper-on-demand", standbys=name == "mark-paper")
             case "sagemaker":
                 return best_setting(self.scenario, generation=self.sagemaker_prices, batch=self.sagemaker_batch)
             case "reactive":
@@ -140,12 +147,19 @@ class _Builder:
         scale_in_cycles: int | None = None,
         is_monitored: bool = True,
     ) -> PlannedPolicy:
-        profile, slo = self.scenario.profile, self.scenario.slo
+        profile, slo = self.scenario.known_profile, self.scenario.slo
         tunables = stack_tunables(rt_max_s=slo.latency_s, sl_min=slo.percentile, can_spill=profile.can_spill, spot=spot)
         if scale_in_cycles is not None:
             tunables = replace(tunables, scale_in_cycles=scale_in_cycles)
         return PlannedPolicy(name, profile=profile, tunables=tunables, forecast=forecast, is_monitored=is_monitored)
 
-    def _paper(self, name: str, *, spot: bool) -> PaperPolicy:
-        standbys = [o for o in self.scenario.offerings if spot and o.instance_type.split(".")[0] in STANDBY_FAMILIES]
-        return PaperPolicy(name, profile=self.scenario.profile, standbys=standbys, rt_max_s=self.scenario.slo.latency_s, spot=spot)
+    def _paper(self, name: str, *, spot: bool, standbys: bool) -> PaperPolicy:
+        burstable = [o for o in self.scenario.offerings if o.instance_type.split(".")[0] in STANDBY_FAMILIES]
+        return PaperPolicy(
+            name,
+            profile=self.scenario.known_profile,
+            standbys=burstable if spot and standbys else (),
+            rt_max_s=self.scenario.slo.latency_s,
+            spot=spot,
+            forecast_factor=self.forecast_factor,
+        )

@@ -60,7 +60,7 @@ def scenario_of(asked: Request) -> Scenario:
         Naming the option or file and what is wrong with it.
     """
     policy_names(asked.policies)
-    _generation(asked.sagemaker_prices)
+    generation_of(asked.sagemaker_prices)
     source = Mmpp.parse(asked.trace, seed=asked.seed) if asked.trace.startswith(PREFIX) else Path(asked.trace)
     trace = open_trace(
         source,
@@ -100,7 +100,7 @@ def policies_of(asked: Request, scenario: Scenario) -> Iterator[Policy]:
         policy_names(asked.policies),
         scenario,
         forecaster_name=asked.forecaster,
-        sagemaker_prices=_generation(asked.sagemaker_prices),
+        sagemaker_prices=generation_of(asked.sagemaker_prices),
         sagemaker_batch=asked.sagemaker_batch,
     )
 
@@ -123,7 +123,8 @@ def parse_launch_delay(text: str | None) -> tuple[float, float]:
     return read
 
 
-def _generation(text: str) -> Generation:
+def generation_of(text: str) -> Generation:
+    """Read the name of a price list of SageMaker's."""
     if text not in get_args(Generation):
         raise InvalidRequest(f"{text!r} is none of {', '.join(get_args(Generation))}", field="sagemaker-prices")
     return cast("Generation", text)

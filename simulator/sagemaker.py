@@ -43,6 +43,8 @@ class TargetTracking:
 
     target: float
     """Invocations per instance and minute."""
+    least: int = 1
+    """Instances that the endpoint never scales in below: the scalable target's minimum capacity."""
     desired: int = 1
     out_since_s: float = -math.inf
     in_since_s: float = -math.inf
@@ -57,7 +59,7 @@ class TargetTracking:
         metric = invocations / in_service
         self.above = self.above + 1 if metric > self.target else 0
         self.below = self.below + 1 if metric < IN_BELOW * self.target else 0
-        needed = max(1, math.ceil(in_service * metric / self.target - 1e-9))
+        needed = max(self.least, math.ceil(in_service * metric / self.target - 1e-9))
         if self.above >= OUT_POINTS and needed > self.desired:
             self.desired, self.out_since_s = needed, now_s
         elif self.below >= IN_POINTS and needed < self.desired and now_s >= max(self.out_since_s, self.in_since_s) + COOL_DOWN_S:
@@ -71,13 +73,15 @@ class SageMakerPolicy:
     name = "sagemaker"
     uses_spot = False
 
-    def __init__(self, *, offering: Offering, target: float, limits: BatchLimits, search: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, *, offering: Offering, target: float, limits: BatchLimits, least: int = 1, search: dict[str, Any] | None = None
+    ) -> None:
         self.search = search
         """How the settings were found."""
         self.offering = offering
         self.target = target
         self._limits = limits
-        self._tracking = TargetTracking(target)
+        self._tracking = TargetTracking(target, least=least)
 
     def limits(self) -> dict[str, BatchLimits]:
         """Return the limits of the one type."""
@@ -92,7 +96,7 @@ class SageMakerPolicy:
         present = [i for i in view.instances if i.state is not InstanceState.DRAINING]
         if view.is_first:
             rate_rps = view.history[-1] if view.history and view.history[-1] is not None else 0.0
-            self._tracking.desired = max(1, math.ceil(rate_rps * 60 / self.target))
+            self._tracking.desired = max(self._tracking.least, math.ceil(rate_rps * 60 / self.target))
         else:
             serving = sum(i.state is InstanceState.SERVING for i in present)
             self._tracking.follow(view.last_minute_requests, in_service=serving, now_s=view.now_s)

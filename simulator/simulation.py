@@ -58,6 +58,8 @@ class Scenario:
         Lambda environments of provisioned concurrency.
     request_share
         Share of requests that `requests.parquet` gets.
+    planned_profile
+        What policies take for the profile, where that is wrong; None where they know it. Work takes what `profile` says.
     """
 
     trace: Trace
@@ -71,6 +73,12 @@ class Scenario:
     market: SpotMarket | None = None
     interrupts: Sequence[Ordered] = ()
     provisioned: int = 0
+    planned_profile: ProfileFile | None = None
+
+    @property
+    def known_profile(self) -> ProfileFile:
+        """The profile that policies plan with."""
+        return self.planned_profile or self.profile
 
     def terms(self) -> Terms:
         """Terms of service, with the product's own assumptions."""

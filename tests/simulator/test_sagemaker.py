@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from simulator.sagemaker import SageMakerEngine, TargetTracking
+from markserve.errors import InfeasibleSlo
+from simulator.sagemaker import SageMakerEngine, SageMakerPolicy, TargetTracking
 from simulator.sagemaker_prices import sagemaker_price_usd_per_hour
 from simulator.sagemaker_search import best_setting
 from simulator.simulation import simulate
 from simulator.state import Requests, Workers
-from tests.simulator.rig import a_kind, a_scenario
+from tests.simulator.rig import a_kind, a_profile, a_scenario, points
 
 SHARED = Path(__file__).resolve().parents[3] / "shared/data/prices"
 
@@ -33,6 +34,10 @@ def test_scales_out_after_three_minutes_above_the_target_to_the_capacity_that_me
 @pytest.mark.parametrize("gap", [180, None])
 def test_a_point_that_is_not_above_or_is_missing_starts_the_count_anew(gap: int | None) -> None:
     assert followed(TargetTracking(100.0, desired=2), [450, 450, gap, 450, 450]) == [2] * 5
+
+
+def test_never_scales_in_below_the_minimum_capacity() -> None:
+    assert followed(TargetTracking(100.0, least=7, desired=10), [10] * 60, in_service=10)[-1] == 7
 
 
 def test_scaling_out_waits_for_what_is_starting_but_not_when_more_is_needed() -> None:
@@ -122,15 +127,49 @@ def test_search_finds_the_cheapest_setting_that_meets_the_objective_and_records_
     assert summary["cost_usd"]["plumbing"] == summary["spill_share"] == 0
 
 
+def test_search_judges_the_whole_trace_to_its_last_second(tmp_path: Path) -> None:
+    scenario = a_scenario(tmp_path, rows=[(float(t), 40.0 if t < 300 else 400.0) for t in range(330)])
+
+    policy = best_setting(scenario)
+    summary = simulate(scenario, policy, tmp_path / "out")
+
+    assert policy.search is not None
+    assert policy.search["searched_s"] == summary.simulated_s == 330
+    [chosen] = {row["slo_attainment"] for row in policy.search["simulated"] if row["cost_usd"] == summary.cost_usd["compute"]}
+    assert chosen == summary.slo_attainment
+
+
 def test_what_is_over_its_capacity_waits_and_is_given_up_after_a_minute(tmp_path: Path) -> None:
     rows = [(float(t), 20.0 if t < 60 else 900.0) for t in range(300)]
     scenario = a_scenario(tmp_path, rows=rows)
-    summary = simulate(scenario, best_setting(scenario), tmp_path / "out")
+    found = best_setting(scenario)
+    never_enough = SageMakerPolicy(offering=found.offering, target=3000.0, limits=found.limits()[found.offering.instance_type])
+    summary = simulate(scenario, never_enough, tmp_path / "out")
     requests = pq.read_table(tmp_path / "out/requests.parquet")
 
     latency_s = requests["finished_at_s"].to_numpy(zero_copy_only=False) - requests["arrival_s"].to_numpy()
     assert summary.answered < summary.requests == requests.num_rows
     assert 30 < np.nanmax(latency_s) <= 60
     assert summary.slo_attainment < 0.98
+
+
+def test_load_that_changes_faster_than_alarms_follow_is_served_best_by_a_fleet_that_stays(tmp_path: Path) -> None:
+    scenario = a_scenario(tmp_path, rows=[(float(t), 400.0 if t // 120 % 2 else 20.0) for t in range(960)])
+    policy = best_setting(scenario)
+    summary = simulate(scenario, policy, tmp_path / "out")
+
     assert summary.search is not None
-    assert not summary.search["meets_objective"]
+    assert summary.search["meets_objective"]
+    least = summary.search["min_instances"]
+    peak = 400 * policy.limits()[policy.offering.instance_type].batch_latency_s
+    assert 0.8 * peak < least < 1.6 * peak
+    static_usd = least * policy.offering.price_usd_per_hour * 960 / 3600
+    assert summary.cost_usd["compute"] == pytest.approx(static_usd, rel=0.1)
+
+
+def test_objective_that_no_setting_meets_is_said_to_be_missed(tmp_path: Path) -> None:
+    slow = points((1, 0.10, 0.30))  # nothing but its own variation makes it late
+    scenario = a_scenario(tmp_path, rows=[(float(t), 20.0) for t in range(300)], profile=a_profile(profiles={"c5.large": slow}))
+
+    with pytest.raises(InfeasibleSlo, match=r"T\(1\) = 0.300 s"):
+        best_setting(scenario)

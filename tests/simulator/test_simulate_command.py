@@ -43,7 +43,7 @@ def test_everything_on_runs_and_names_its_settings(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     plain = " ".join(result.stdout.split())
     assert "sagemaker: ml.c5." in plain
-    assert "invocations per instance and minute; best of" in plain
+    assert "invocations per instance and minute, at least" in plain
     assert "lower bound (mark, mark-paper)" in plain
     assert "lower bound (sagemaker)" in plain
 
