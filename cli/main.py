@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import control, models, requests, simulate, system
+from cli import control, destroy, models, requests, simulate, system
 
 app = typer.Typer(
     name="markserve",
@@ -30,6 +30,7 @@ for name, command, example in (
         simulate.simulate,
         "markserve simulate --trace day.csv.gz --profile simulator/examples/squeezenet.json --policy mark,static --out runs/day",
     ),
+    ("destroy", destroy.destroy, "markserve destroy --dry-run    |    markserve destroy --stack markserve-dev"),
     ("explain", control.explain, "markserve explain    |    markserve explain --instance i-0abc"),
 ):
     app.command(name, epilog=f"Example: `{example}`")(command)

@@ -22,7 +22,9 @@ RESOURCES: dict[str, dict[str, Any]] = TEMPLATE["Resources"]
 FUNCTION, STATE_MACHINE = "AWS::Serverless::Function", "AWS::Serverless::StateMachine"
 FOLDERS = sorted(path.name for path in (REPOSITORY / "functions").iterdir() if path.is_dir())
 # Actions that AWS offers no resource for.
-UNSCOPABLE = re.compile(r"ec2:Describe.*|logs:(Create|Get|Update|Delete|List)LogDeliver.*|logs:PutResourcePolicy|logs:Describe.*")
+UNSCOPABLE = re.compile(
+    r"ec2:Describe.*|ssmmessages:.*|ssm:UpdateInstanceInformation|logs:(Create|Get|Update|Delete|List)LogDeliver.*|logs:PutResourcePolicy|logs:Describe.*"
+)
 OPTIONAL = {spec.name for spec in fields(Settings) if spec.default is not MISSING and spec.default != ""}
 # Local code names these after a deployment; in AWS, user data reads them from the instance's metadata.
 FROM_METADATA = {"model", "instance_id", "instance_type"}
@@ -102,7 +104,8 @@ def test_docker_context_admits_what_the_dockerfiles_copy_and_ignores_the_rest() 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_function_gets_only_variables_that_settings_know(folder: str) -> None:
-    assert environment_of(folder) - {spec.name for spec in fields(Settings)} == set()
+    # `settings.is_tracing` reads MARKSERVE_TRACING before there are settings.
+    assert environment_of(folder) - {spec.name for spec in fields(Settings)} == {"tracing"}
 
 
 def settings_used(*sources: Path) -> set[str]:
@@ -230,7 +233,7 @@ def test_control_cycle_is_started_by_the_clock_an_objective_at_risk_and_an_inter
 def test_tables_are_on_demand_encrypted_and_expire_items() -> None:
     for properties in of_type("AWS::DynamoDB::Table").values():
         assert properties["BillingMode"] == "PAY_PER_REQUEST"
-        assert properties["SSESpecification"] == {"SSEEnabled": True}
+        assert properties["SSESpecification"]["SSEEnabled"] is True
         assert properties["TimeToLiveSpecification"] == {"AttributeName": "expires_at_s", "Enabled": True}
 
 
@@ -275,7 +278,8 @@ def test_policies_name_resources_wherever_aws_knows_any() -> None:
 def test_workers_accept_no_connection_and_no_unsigned_metadata_request() -> None:
     launch = RESOURCES["WorkerLaunchTemplate"]["Properties"]["LaunchTemplateData"]
 
-    assert all("SecurityGroupIngress" not in properties for properties in of_type("AWS::EC2::SecurityGroup").values())
+    assert "SecurityGroupIngress" not in RESOURCES["WorkerSecurityGroup"]["Properties"]
+    assert launch["SecurityGroupIds"] == [{"Fn::GetAtt": ["WorkerSecurityGroup", "GroupId"]}]
     assert launch["MetadataOptions"]["HttpTokens"] == "required"
     assert launch["MetadataOptions"]["InstanceMetadataTags"] == "enabled"
     assert all(mapping["Ebs"]["Encrypted"] for mapping in launch["BlockDeviceMappings"])

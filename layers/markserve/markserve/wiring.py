@@ -55,6 +55,9 @@ CONNECTIONS = 64
 REFUSAL_REPORTED_S = 3600.0
 """A refused parameter is seen by every process; one of them reports it, once an hour."""
 
+CHANGE_REPORTED_S = 60.0
+"""A changed parameter is seen by every process within its refresh interval; one of them reports it."""
+
 
 @lru_cache(maxsize=1)
 def settings() -> Settings:
@@ -167,7 +170,7 @@ def parameters() -> ParameterSource:
     from markserve.adapters.ssm import SsmParameterSource
 
     return SsmParameterSource(
-        _client("ssm"), settings().stack_name, refresh_s=settings().parameter_refresh_s, now=time.time, log=_report_refusal
+        _client("ssm"), settings().stack_name, refresh_s=settings().parameter_refresh_s, now=time.time, log=_report_parameter
     )
 
 
@@ -233,13 +236,15 @@ def _named(field: str) -> str:
     return str(getattr(Settings.from_env(os.environ, require=(field,)), field))
 
 
-def _report_refusal(record: DecisionRecord) -> None:
-    """Report a refused parameter once for the whole stack; a process without the control table only logs it."""
-    logger.warning(record.reason, extra={"event": record.event, "subject": record.subject, "metric": PARAMETERS_REFUSED})
+def _report_parameter(record: DecisionRecord) -> None:
+    """Report a changed or refused parameter once for the whole stack; a process without the control table only logs it."""
+    refused = {"metric": PARAMETERS_REFUSED} if record.event == "parameter_refused" else {}
+    logger.warning(record.reason, extra={"event": record.event, "subject": record.subject, **refused})
     if not settings().control_table:
         return
     try:
-        if control().claim(f"report#{record.event}#{record.subject}#{record.reason}", now_s=record.at_s, for_s=REFUSAL_REPORTED_S):
+        for_s = REFUSAL_REPORTED_S if record.event == "parameter_refused" else CHANGE_REPORTED_S
+        if control().claim(f"report#{record.event}#{record.subject}#{record.reason}", now_s=record.at_s, for_s=for_s):
             control().log(record)
     except MarkserveError as error:
         logger.warning("decision not recorded: %s", error)
