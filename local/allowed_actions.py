@@ -38,9 +38,16 @@ def allowed_actions(template: Mapping[str, Any]) -> dict[str, list[Allowed]]:
         if resource["Type"] != "AWS::IAM::Role":
             continue
         documents = [policy["PolicyDocument"] for policy in resource["Properties"].get("Policies", ())]
-        documents += [resources[arn["Ref"]]["Properties"]["PolicyDocument"] for arn in resource["Properties"].get("ManagedPolicyArns", ())]
+        documents += [
+            resources[_policy(arn)]["Properties"]["PolicyDocument"] for arn in resource["Properties"].get("ManagedPolicyArns", ())
+        ]
         found[name] = [pair for document in documents for statement in document["Statement"] for pair in _pairs(statement)]
     return found
+
+
+def _policy(arn: Any) -> str:
+    """Return a managed policy's logical id, of one attached under a condition too."""
+    return str(arn["Fn::If"][1]["Ref"] if "Fn::If" in arn else arn["Ref"])
 
 
 def _pairs(statement: Mapping[str, Any]) -> list[Allowed]:

@@ -23,7 +23,7 @@ FUNCTION, STATE_MACHINE = "AWS::Serverless::Function", "AWS::Serverless::StateMa
 FOLDERS = sorted(path.name for path in (REPOSITORY / "functions").iterdir() if path.is_dir())
 # Actions that AWS offers no resource for.
 UNSCOPABLE = re.compile(
-    r"ec2:Describe.*|ssmmessages:.*|ssm:UpdateInstanceInformation|logs:(Create|Get|Update|Delete|List)LogDeliver.*|logs:PutResourcePolicy|logs:Describe.*"
+    r"ec2:Describe.*|ssmmessages:.*|xray:Put.*|ssm:UpdateInstanceInformation|logs:(Create|Get|Update|Delete|List)LogDeliver.*|logs:PutResourcePolicy|logs:Describe.*"
 )
 OPTIONAL = {spec.name for spec in fields(Settings) if spec.default is not MISSING and spec.default != ""}
 # Local code names these after a deployment; in AWS, user data reads them from the instance's metadata.
@@ -104,8 +104,7 @@ def test_docker_context_admits_what_the_dockerfiles_copy_and_ignores_the_rest() 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_function_gets_only_variables_that_settings_know(folder: str) -> None:
-    # `settings.is_tracing` reads MARKSERVE_TRACING before there are settings.
-    assert environment_of(folder) - {spec.name for spec in fields(Settings)} == {"tracing"}
+    assert environment_of(folder) - {spec.name for spec in fields(Settings)} == set()
 
 
 def settings_used(*sources: Path) -> set[str]:

@@ -276,6 +276,13 @@ class LearnedForecaster(Protocol):
         """Rates by origin; origins it cannot forecast from are absent. Raises `InferenceFailed`."""
 
 
+class TraceSink(Protocol):
+    """Where a process without a tracing daemon sends its part of a trace."""
+
+    def send(self, segments: Sequence[str]) -> None:
+        """Send finished segments, as JSON documents."""
+
+
 class InterruptionNotice(Protocol):
     """What the instance is told of its own end."""
 

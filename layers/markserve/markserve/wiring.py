@@ -32,6 +32,7 @@ from markserve.ports import (
     ParameterWriter,
     ResultStore,
     SpilloverInvoker,
+    TraceSink,
     WindowStore,
     WorkQueue,
     WorkQueueAdmin,
@@ -196,6 +197,14 @@ def interruption_notice() -> InterruptionNotice:
     from markserve.adapters.imds import ImdsInterruptionNotice
 
     return ImdsInterruptionNotice(settings().metadata_url)
+
+
+@lru_cache(maxsize=1)
+def traces() -> TraceSink | None:
+    """Build the sink of trace segments; None when nothing is traced."""
+    from markserve.adapters.xray import XRayTraceSink
+
+    return XRayTraceSink(_client("xray")) if settings().tracing == "true" else None
 
 
 @lru_cache(maxsize=1)
