@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import control, destroy, models, requests, simulate, system
+from cli import characterize, control, destroy, models, requests, simulate, system
 
 app = typer.Typer(
     name="markserve",
@@ -25,6 +25,11 @@ for name, command, example in (
     ("infer", requests.infer, "markserve infer digits image.npy    |    echo '[[[[0, ...]]]]' | markserve infer digits -"),
     ("load", requests.load, "markserve load digits --rate 10 --seconds 30    |    markserve load digits --trace day.csv.gz --scale 0.1"),
     ("profile", models.profile, "markserve profile digits --instance-type c5.large"),
+    (
+        "characterize",
+        characterize.characterize,
+        "markserve characterize digits    |    markserve characterize --profile mine.json --rt-max 0.3 --plot mine.png",
+    ),
     (
         "simulate",
         simulate.simulate,
