@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import characterize, control, destroy, models, requests, simulate, system
+from cli import characterize, clients, control, destroy, models, requests, simulate, system
 
 app = typer.Typer(
     name="markserve",
@@ -41,6 +41,7 @@ for name, command, example in (
     app.command(name, epilog=f"Example: `{example}`")(command)
 app.add_typer(models.app, name="models")
 app.add_typer(control.app, name="params")
+app.add_typer(clients.app, name="clients")
 
 
 if __name__ == "__main__":

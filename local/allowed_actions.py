@@ -14,6 +14,7 @@ from samtranslator.yaml_helper import yaml_parse
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ROLES = (
+    "AuthorizerRole",
     "ApiRole",
     "IngestRole",
     "ForecastRole",

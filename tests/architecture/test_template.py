@@ -292,7 +292,9 @@ def test_api_has_explicit_routes_wants_authorisation_by_default_and_is_throttled
 
     assert "AWS::Serverless::HttpApi" not in {resource["Type"] for resource in RESOURCES.values()}
     assert TEMPLATE["Parameters"]["ApiAuth"]["Default"] == "iam"
-    assert route["AuthorizationType"] == {"Fn::If": ["IamAuth", "AWS_IAM", {"Fn::If": ["JwtAuth", "JWT", "NONE"]}]}
+    assert route["AuthorizationType"] == {
+        "Fn::If": ["IamAuth", "AWS_IAM", {"Fn::If": ["JwtAuth", "JWT", {"Fn::If": ["ApiKeyAuth", "CUSTOM", "NONE"]}]}]
+    }
     assert {"ThrottlingRateLimit", "ThrottlingBurstLimit"} <= set(stage["DefaultRouteSettings"])
 
 

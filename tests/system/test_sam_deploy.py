@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import boto3
 import pytest
+from typer.testing import CliRunner
 
+from cli.main import app
 from local.deployer import REPOSITORY, load_template
 from local.embedded_aws import EmbeddedAws, start_embedded_aws
 from local.emulator_gaps import Clients, network
@@ -74,7 +77,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
             "--config-file",
             str(REPOSITORY / "samconfig.toml"),
             "--parameter-overrides",
-            *(f"{name}={value}" for name, value in {**place, "ApiAuth": "none"}.items()),
+            *(f"{name}={value}" for name, value in {**place, "ApiAuth": "api-key"}.items()),
             env=env,
             cwd=REPOSITORY,
         )
@@ -90,17 +93,33 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
 
 def test_sam_builds_and_deploys_every_zip_function_with_its_layer(deployed: Deployed) -> None:
     client = boto3.client("lambda", endpoint_url=deployed.aws.endpoint_url, aws_access_key_id="000000000000", aws_secret_access_key="local")
-    for folder in ("api", "ingest", "plan", "lifecycle"):
+    for folder in ("authorizer", "api", "ingest", "plan", "lifecycle"):
         configuration = client.get_function_configuration(FunctionName=f"{STACK}-{folder}")
 
         assert configuration["Runtime"] == "python3.12"
         assert len(configuration["Layers"]) == 1
 
 
-def test_api_function_that_sam_built_answers_under_the_templates_runtime(deployed: Deployed) -> None:
+def test_api_answers_whoever_has_a_key_until_the_quota_is_used_up(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The authoriser and the api function as SAM built them, under the template's runtime, behind the HTTP API."""
+    for name, value in {**deployed.aws.env(), "MARKSERVE_STACK_NAME": STACK, "MARKSERVE_CLIENTS_TABLE": f"{STACK}-clients"}.items():
+        monkeypatch.setenv(name, value)
+    made = CliRunner().invoke(app, ["clients", "add", "shop", "--per-minute", "3", "--json"])
+    assert made.exit_code == 0, made.output
+    key = {"x-api-key": json.loads(made.stdout)["key"]}
     url = f"{deployed.aws.endpoint_url}/_aws/execute-api/{deployed.outputs['ApiId']}"
 
-    assert call(f"{url}/v2").body["name"] == "markserve"
-    assert call(f"{url}/v2/health/live").status == 200
-    unknown = call(f"{url}/v2/models/none/infer", b"{}")
+    assert call(f"{url}/v2").status == 401
+    assert call(f"{url}/v2", headers={"x-api-key": "guessed"}).status == 403
+    if time.time() % 60 > 50:
+        time.sleep(11)  # all of what follows within one minute of the quota
+    assert call(f"{url}/v2", headers=key).body["name"] == "markserve"
+    assert call(f"{url}/v2/health/live", headers=key).status == 200
+    unknown = call(f"{url}/v2/models/none/infer", b"{}", key)
     assert (unknown.status, "none" in unknown.body["error"]) == (404, True)
+    over = call(f"{url}/v2", headers=key)
+    assert (over.status, over.body["error"]) == (429, "quota of 3 requests a minute is used up")
+    assert 1 <= int(over.headers["retry-after"]) <= 60
+
+    assert CliRunner().invoke(app, ["clients", "remove", "shop"]).exit_code == 0
+    assert call(f"{url}/v2", headers=key).status == 403

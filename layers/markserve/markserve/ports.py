@@ -15,6 +15,7 @@ from markserve.core.tunables import Tunables
 from markserve.core.types import CapacityType, Instance, InstanceState, ObservedInstance, WorkerStats
 from markserve.messages import (
     Answer,
+    ClientRecord,
     DecisionRecord,
     ForecastRecord,
     InferenceRequest,
@@ -236,6 +237,25 @@ class ParameterWriter(Protocol):
 
     def put(self, name: str, text: str, *, model: str | None = None) -> None:
         """Set a parameter by its operator's name (`rt-max-s`); `model` sets that model's override of it."""
+
+
+class ClientStore(Protocol):
+    """Clients of the API, their keys' digests and what they used."""
+
+    def find(self, key_sha256: str) -> ClientRecord | None:
+        """Return whose key has this digest; None when nobody's."""
+
+    def count(self, client: str, *, window_at_s: float) -> int:
+        """Count one more request in a window, atomically, and return how many that makes."""
+
+    def put(self, record: ClientRecord) -> bool:
+        """Add a client; False when the name is taken."""
+
+    def list(self) -> list[ClientRecord]:
+        """Return every client, by name."""
+
+    def remove(self, client: str) -> bool:
+        """Withdraw a client's key; False when there is no such client."""
 
 
 class BlobStore(Protocol):

@@ -30,6 +30,8 @@ View = Callable[..., HttpResponse]
 def respond(request: HttpRequest, front: Front) -> HttpResponse:
     """Answer one request; everything this system raises on purpose becomes an error in the caller's protocol."""
     try:
+        if request.over_quota:
+            raise Overloaded(request.over_quota, retry_after_s=max(1.0, request.retry_after_s))
         return _dispatch(request, front)
     except (InvalidRequest, Overloaded) as error:
         retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else None

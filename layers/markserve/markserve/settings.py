@@ -22,6 +22,7 @@ class Settings:
     control_table: str = ""
     instances_table: str = ""
     results_table: str = ""
+    clients_table: str = ""
     metrics_queue_url: str = ""
     dead_letter_queue_url: str = ""
     event_bus_name: str = ""

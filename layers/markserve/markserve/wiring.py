@@ -19,6 +19,7 @@ from markserve.errors import MarkserveError
 from markserve.messages import DecisionRecord, ModelRecord
 from markserve.ports import (
     BlobStore,
+    ClientStore,
     ControlStore,
     EventPublisher,
     Fleet,
@@ -80,6 +81,14 @@ def results() -> ResultStore:
     from markserve.adapters.dynamodb_results import DynamoResultStore
 
     return DynamoResultStore(_client("dynamodb"), _named("results_table"))
+
+
+@lru_cache(maxsize=1)
+def clients() -> ClientStore:
+    """Build the store of the API's clients."""
+    from markserve.adapters.dynamodb_clients import DynamoClientStore
+
+    return DynamoClientStore(_client("dynamodb"), _named("clients_table"))
 
 
 @lru_cache(maxsize=1)
