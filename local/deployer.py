@@ -130,8 +130,14 @@ def deploy(
         subnet_ids=tuple(place["SubnetIds"].split(",")),
         settings={name: value for name, value in variables.items() if name.startswith("MARKSERVE_")},
         user_data=user_data,
-        roles={name: physical_ids[name] for name, resource in template["Resources"].items() if resource["Type"] == "AWS::IAM::Role"},
+        roles=_roles(template, physical_ids),
     )
+
+
+def _roles(template: Mapping[str, Any], physical_ids: Mapping[str, str]) -> dict[str, str]:
+    """Names of the deployed roles by logical id; one under a condition may not be there."""
+    declared = [name for name, resource in template["Resources"].items() if resource["Type"] == "AWS::IAM::Role"]
+    return {name: physical_ids[name] for name in declared if name in physical_ids}
 
 
 def load_template(path: Path) -> dict[str, Any]:
