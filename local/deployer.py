@@ -19,6 +19,7 @@ from samtranslator.yaml_helper import yaml_parse
 from local.embedded_aws import ACCOUNT_ID, REGION, client_env
 from local.emulator_gaps import (
     Clients,
+    allow_plain_http,
     configure,
     expire_items,
     let_parameters_be_read,
@@ -61,6 +62,8 @@ class Deployment:
     """`MARKSERVE_` variables as the lifecycle function has them, which are all there are."""
     user_data: str = field(repr=False)
     """The launch template's, as an instance would run it."""
+    roles: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Names of the deployed IAM roles by their logical ids."""
 
     def worker_env(self) -> dict[str, str]:
         """Environment of a worker process: what user data gives it on EC2, plus the endpoints of the embedded AWS."""
@@ -111,6 +114,7 @@ def deploy(
 
     physical_ids = _physical_ids(clients.cloudformation, stack_name)
     expire_items(clients.dynamodb, template, physical_ids)
+    allow_plain_http(clients.s3, outputs["ArtefactsBucket"])
     let_parameters_be_read(clients.iam, physical_ids["ReadParametersPolicy"])
     reserve_concurrency(clients.lambda_, outputs["SpilloverFunctionName"], int(values.get("SpilloverReservedConcurrency", "0")))
     launch_template_id, user_data = mirror_launch_template(clients, outputs["LaunchTemplateId"], vpc_id=place["VpcId"])
@@ -126,7 +130,14 @@ def deploy(
         subnet_ids=tuple(place["SubnetIds"].split(",")),
         settings={name: value for name, value in variables.items() if name.startswith("MARKSERVE_")},
         user_data=user_data,
+        roles=_roles(template, physical_ids),
     )
+
+
+def _roles(template: Mapping[str, Any], physical_ids: Mapping[str, str]) -> dict[str, str]:
+    """Names of the deployed roles by logical id; one under a condition may not be there."""
+    declared = [name for name, resource in template["Resources"].items() if resource["Type"] == "AWS::IAM::Role"]
+    return {name: physical_ids[name] for name in declared if name in physical_ids}
 
 
 def load_template(path: Path) -> dict[str, Any]:

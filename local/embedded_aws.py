@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from local.embedded_server import LAMBDA_PYTHON
 from local.processes import ProcessLedger
 
 REGION = "us-east-1"
@@ -104,6 +105,7 @@ def start_embedded_aws(
     ec2_port: int | None = None,
     image_functions: Mapping[str, int | None] | None = None,
     enforce_iam: bool = False,
+    lambda_python: Path | None = None,
 ) -> EmbeddedAws:
     """Start both services and return once they answer.
 
@@ -114,6 +116,9 @@ def start_embedded_aws(
         themselves start after the deployment, since they take their settings from it.
     enforce_iam
         Have ministack hold every function to its own role.
+    lambda_python
+        Interpreter of the zip functions; default: this process's. One of the template's runtime can load what `sam build`
+        made for it, compiled modules included.
 
     Raises
     ------
@@ -145,6 +150,7 @@ def start_embedded_aws(
         "MINISTACK_WORKER_THREADS": str(WORKER_THREADS),
         "LOG_LEVEL": "WARNING",
         "AUTH": str(enforce_iam).lower(),
+        **({LAMBDA_PYTHON: str(lambda_python)} if lambda_python else {}),
         **{f"MINISTACK_LAMBDA_PROXY_{name}": f"http://127.0.0.1:{image_port}/" for name, image_port in image_ports.items()},
     }
     moto_command = [sys.executable, "-m", "local.embedded_ec2", "-H", "127.0.0.1", "-p", str(ec2_port)]

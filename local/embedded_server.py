@@ -1,16 +1,18 @@
 """The embedded AWS as one process: ministack, plus what a laptop has no EC2 service or bill for.
 
 Run as `python -m local.embedded_server`; takes ministack's own environment variables (`GATEWAY_PORT`, `BIND_HOST`, ...).
-Two additions:
+Three additions:
 
 - EC2's own events. `PutEvents` refuses `aws.*` sources, as AWS does; a request that carries `SERVICE_EVENT_HEADER` is
   the local fleet speaking for EC2, and is admitted. Everybody else is still refused.
 - `GET /_markserve/usage` returns what was called and the units that AWS would meter, because each has a price. Calls by
   processes with the SDK application id `OBSERVER_APP_ID` are left out: watching a run is no part of its bill.
+- Zip functions run under the interpreter that `LAMBDA_PYTHON` names, if it does: ministack takes its own.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextvars import ContextVar
@@ -24,6 +26,7 @@ from markserve.core.cost import DYNAMODB_READ_BYTES, DYNAMODB_WRITE_BYTES, HTTP_
 SERVICE_EVENT_HEADER = "x-markserve-service-event"
 USAGE_PATH = "/_markserve/usage"
 OBSERVER_APP_ID = "markserve-observer"
+LAMBDA_PYTHON = "MARKSERVE_LOCAL_LAMBDA_PYTHON"
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -164,6 +167,7 @@ async def _reply_json(send: Send, body: bytes) -> None:
 def main() -> None:
     """Serve until told to stop."""
     from ministack import app as ministack
+    from ministack.core import lambda_runtime
     from ministack.services import eventbridge
 
     put_events = eventbridge._put_events
@@ -172,6 +176,14 @@ def main() -> None:
         return put_events(data, allow_aws_source=allow_aws_source or _speaks_for_aws.get())
 
     eventbridge._put_events = put_events_for_aws
+    if LAMBDA_PYTHON in os.environ:
+        runtime_binary = lambda_runtime._detect_runtime_binary
+
+        def with_chosen_python(runtime: str) -> tuple[str, str]:
+            binary, script = runtime_binary(runtime)
+            return (os.environ[LAMBDA_PYTHON] if runtime.startswith("python") else binary), script
+
+        lambda_runtime._detect_runtime_binary = with_chosen_python
     ministack.app = extend(ministack.app, Meter())
     ministack.main()
 

@@ -96,6 +96,11 @@ def let_parameters_be_read(iam: IAMClient, policy_arn: str) -> None:
     iam.create_policy_version(PolicyArn=policy_arn, PolicyDocument=json.dumps({**current, "Statement": statements}), SetAsDefault=True)
 
 
+def allow_plain_http(s3: S3Client, bucket: str) -> None:
+    """Lift the bucket's TLS-only policy: the embedded AWS speaks plain HTTP on loopback, which that policy denies to every role."""
+    s3.delete_bucket_policy(Bucket=bucket)
+
+
 def reserve_concurrency(lambda_: LambdaClient, function: str, limit: int) -> None:
     """Apply the limit, 0 being none: ministack's CloudFormation leaves ReservedConcurrentExecutions out."""
     if limit:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from local.deployer import Deployment
 from local.embedded_aws import await_health, stop_group
 from local.environments import HostStats, ImageHost, start_context
 from local.processes import ProcessLedger
+from local.roles import ENFORCED, role_environment
 
 FUNCTIONS = Path(__file__).resolve().parent.parent / "functions"
 # Lambda gives one full vCPU per this much memory.
@@ -78,6 +80,8 @@ def deployed_environment(function_name: str) -> tuple[dict[str, str], int, float
         "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
         "OMP_NUM_THREADS": str(max(1, round(memory_mb / MEMORY_PER_VCPU_MB))),
     }
+    if os.environ.get(ENFORCED) == "true":
+        variables |= role_environment(boto3.client("sts"), configuration["Role"])
     return variables, memory_mb, timeout_s
 
 
@@ -109,12 +113,14 @@ def start_image_host(
     port: int,
     limit: int = 10,
     functions: Path = FUNCTIONS,
+    enforce_iam: bool = False,
 ) -> RunningImageHost:
     """Start the host of a deployed image function in a process of its own, and return once it serves."""
+    env = {**deployment.client_env(), ENFORCED: str(enforce_iam).lower()}
     name = f"{deployment.stack_name}-{function}"
     command = [sys.executable, "-m", "local.image_host", "--function", function, "--function-name", name, "--functions", str(functions)]
     log_path = work_dir / f"{name}.log"
-    process = ledger.spawn(name, [*command, "--port", str(port), "--limit", str(limit)], env=deployment.client_env(), log_path=log_path)
+    process = ledger.spawn(name, [*command, "--port", str(port), "--limit", str(limit)], env=env, log_path=log_path)
     host = RunningImageHost(url=f"http://127.0.0.1:{port}", process=process, ledger=ledger)
     try:
         await_health(process, name=name, url=f"{host.url}/health", log_path=log_path)

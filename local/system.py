@@ -29,6 +29,7 @@ from local.fleet import LocalFleet
 from local.image_host import start_image_host
 from local.model_setup import profile_digits, profile_spillover, register_digits, sample_body
 from local.processes import ProcessLedger, reap
+from local.roles import role_environment
 from local.ticker import ControlTicker
 from markserve import wiring
 from markserve.messages import ModelRecord
@@ -78,6 +79,7 @@ class SystemConfig:
     parameters: Mapping[str, str] = field(default_factory=dict)
     """Operator parameters set after deployment, by their operators' names."""
     enforce_iam: bool = False
+    """Hold every function and worker to its own role, as AWS does. EC2's calls are not checked: its emulator knows no policies."""
 
     def template_parameters(self) -> dict[str, str]:
         """Parameters of template.yaml."""
@@ -187,8 +189,14 @@ class LocalSystem:
                 function=function,
                 functions=functions,
                 port=self.aws.image_ports[f"{config.stack_name}-{function}"],
+                enforce_iam=config.enforce_iam,
             )
             self._parts.callback(host.stop)
+
+    def _worker_credentials(self) -> dict[str, str]:
+        if not self.config.enforce_iam:
+            return {}
+        return role_environment(boto3.client("sts"), f"arn:aws:iam::{ACCOUNT_ID}:role/{self.deployment.roles['WorkerRole']}")
 
     def _start_fleet(self, ledger: ProcessLedger) -> None:
         config = self.config
@@ -196,7 +204,7 @@ class LocalSystem:
             ec2=self.client("ec2"),
             events=Ec2Events(client=self.client("events"), region=REGION, account=ACCOUNT_ID),
             stack_name=config.stack_name,
-            worker_env=self.deployment.worker_env(),
+            worker_env={**self.deployment.worker_env(), **self._worker_credentials()},
             processes=ledger,
             log_dir=config.work_dir,
             launch_delay_s=config.launch_delay_s,

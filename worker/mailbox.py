@@ -15,6 +15,7 @@ from markserve.messages import Answer
 from markserve.payloads import offload_outputs
 from markserve.ports import BlobStore, ReceivedRequest, ResultStore, WorkQueue
 from markserve.telemetry import logger
+from worker.tracing import Tracing
 
 DELETE_BATCH = 10
 RESULT_RETENTION_S = 86_400.0
@@ -44,7 +45,9 @@ class Mailbox:
         blobs: BlobStore,
         clock: Callable[[], float],
         pause: Callable[[float], object],
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing or Tracing(None, name="")
         self._queue = queue
         self._results = results
         self._blobs = blobs
@@ -57,6 +60,7 @@ class Mailbox:
         """Store an answer and let go of its message; False leaves the message to be redelivered."""
         if not self._store(finished.answer):
             return False
+        self._tracing.note(finished.received.request, finished.answer)
         if finished.dead_letter_reason is None:
             self.forget([finished.received])
         else:
@@ -79,7 +83,8 @@ class Mailbox:
             self._deletable += [one.receipt for one in received]
 
     def flush(self) -> None:
-        """Delete every message that is marked."""
+        """Delete every message that is marked, and send the traces."""
+        self._tracing.flush()
         with self._lock:
             due, self._deletable = self._deletable, []
         self._delete(due)

@@ -27,6 +27,7 @@ from worker.lifeline import Lifeline
 from worker.mailbox import Mailbox
 from worker.pacing import Pacing
 from worker.threads import serve
+from worker.tracing import Tracing
 
 STARTUP_BATCH_SIZES = (1, 2, 4, 8)
 STARTUP_SAMPLES = 10
@@ -53,7 +54,8 @@ def main(wrap: Wrap = lambda runner: runner, *, threads: int | None = None) -> N
     pacing = prepare(record, runners.get(record.version), settings.instance_type)
     pause = threading.Event()
     queue = wiring.work_queue(record.queue_url)
-    mailbox = Mailbox(queue=queue, results=wiring.results(), blobs=wiring.blobs(), clock=time.time, pause=pause.wait)
+    tracing = Tracing(wiring.traces(), name=f"{settings.stack_name}-worker")
+    mailbox = Mailbox(queue=queue, results=wiring.results(), blobs=wiring.blobs(), clock=time.time, pause=pause.wait, tracing=tracing)
     engine = Engine(
         instance_id=settings.instance_id,
         queue=queue,

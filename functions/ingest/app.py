@@ -28,6 +28,7 @@ from markserve.telemetry import (
     MESSAGES_UNREADABLE,
     NAMESPACE,
     SLO_ATTAINMENT,
+    WORST_BURN_RATE,
     logger,
     metrics,
     tracer,
@@ -182,6 +183,9 @@ def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
     for model, assessment in result.assessments.items():
         _emit(model, SLO_ATTAINMENT, MetricUnit.NoUnit, assessment.attainment)
         _emit(model, BURN_RATE, MetricUnit.NoUnit, assessment.burn_rate)
+    if result.assessments:
+        worst = max(assessment.long_burn_rate for assessment in result.assessments.values())
+        metrics.add_metric(name=WORST_BURN_RATE, unit=MetricUnit.NoUnit, value=worst)
     return {"batchItemFailures": [{"itemIdentifier": message_id} for message_id in result.failed_ids]}
 
 
@@ -189,3 +193,4 @@ def _emit(model: str, name: str, unit: MetricUnit, value: float) -> None:
     """Write one metric of one model; Powertools' `single_metric` keeps only the first it is given."""
     with single_metric(name=name, unit=unit, value=value, namespace=NAMESPACE) as metric:
         metric.add_dimension(name="model", value=model)
+        metric.add_dimension(name="service", value=wiring.settings().stack_name)

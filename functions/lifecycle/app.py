@@ -21,6 +21,7 @@ from markserve.messages import Action, from_plain
 from markserve.ports import ControlStore, EventPublisher, Fleet, InstanceRegistry, ParameterSource, SpilloverInvoker
 from markserve.telemetry import (
     CAPACITY_UNAVAILABLE,
+    INSTANCES_FAILED,
     INSTANCES_INTERRUPTED,
     INSTANCES_LAUNCHED,
     INSTANCES_TERMINATED,
@@ -32,6 +33,7 @@ from markserve.telemetry import (
 METRICS: Mapping[str, Sequence[str]] = {
     INSTANCES_LAUNCHED: ("instances_launched",),
     INSTANCES_TERMINATED: ("instance_terminated", "instance_failed"),
+    INSTANCES_FAILED: ("instance_failed",),
     INSTANCES_INTERRUPTED: ("instance_interrupted",),
     CAPACITY_UNAVAILABLE: ("capacity_unavailable",),
 }

@@ -31,7 +31,10 @@ from markserve.telemetry import (
     CAPACITY,
     DEMAND,
     HOURLY_COST,
+    HOURLY_COST_SHARE,
+    INSTANCES_ORPHANED,
     INSTANCES_SERVING,
+    INSTANCES_SHARE,
     INSTANCES_STUCK,
     NAMESPACE,
     PLANS_STALE,
@@ -64,6 +67,11 @@ class Planned:
     """None when another plan was stored first."""
     serving: int = 0
     stuck: int = 0
+    orphans: int = 0
+    cost_share: float = 0.0
+    """Of the ceiling on the price per hour; the ceiling counts as reached when it is 0."""
+    instances_share: float = 0.0
+    """Of the ceiling on instances, launches of this plan included."""
 
 
 def parse(event: Mapping[str, Any]) -> PlanCommand:
@@ -125,11 +133,20 @@ def run(
         return Planned(record=None)
     _store_evidence(plan, current, registered, instances)
     _log(plan, decisions, control, now_s)
+    known = {i.instance_id for i in registered}
+    paid_for = sum(i.is_alive for i in current) + sum(launch.count for launch in plan.launches)
     return Planned(
         record=record,
         serving=sum(i.state is InstanceState.SERVING for i in current),
-        stuck=sum(d.step is Step.TERMINATE for d in decisions),
+        stuck=sum(d.step is Step.TERMINATE and d.instance_id in known for d in decisions),
+        orphans=sum(d.instance_id not in known for d in decisions),
+        cost_share=_share(record.hourly_cost_usd, tunables.max_hourly_cost_usd),
+        instances_share=_share(paid_for, tunables.max_instances),
     )
+
+
+def _share(used: float, ceiling: float) -> float:
+    return used / ceiling if ceiling > 0 else float(used > 0)
 
 
 def _recorded(decisions: Sequence[Decision], registered: Sequence[Instance], instances: InstanceRegistry, now_s: float) -> list[Decision]:
@@ -262,9 +279,13 @@ def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
     metrics.add_metric(name=HOURLY_COST, unit=MetricUnit.NoUnit, value=record.hourly_cost_usd)
     metrics.add_metric(name=INSTANCES_SERVING, unit=MetricUnit.Count, value=planned.serving)
     metrics.add_metric(name=INSTANCES_STUCK, unit=MetricUnit.Count, value=planned.stuck)
+    metrics.add_metric(name=INSTANCES_ORPHANED, unit=MetricUnit.Count, value=planned.orphans)
+    metrics.add_metric(name=HOURLY_COST_SHARE, unit=MetricUnit.Percent, value=100 * planned.cost_share)
+    metrics.add_metric(name=INSTANCES_SHARE, unit=MetricUnit.Percent, value=100 * planned.instances_share)
     for model, demand_rps in record.demand_rps.items():
         # One each: `single_metric` holds exactly one and drops a second without a word.
         for name, rate_rps in ((DEMAND, demand_rps), (CAPACITY, record.capacity_rps[model])):
             with single_metric(name=name, unit=MetricUnit.CountPerSecond, value=rate_rps, namespace=NAMESPACE) as metric:
                 metric.add_dimension(name="model", value=model)
+                metric.add_dimension(name="service", value=wiring.settings().stack_name)
     return {"plan_id": record.plan_id, "actions": [to_plain(action) for action in record.actions]}

@@ -28,6 +28,7 @@ TRIGGERS = {
     "api_infer_binary",
     "api_sagemaker_invocation",
     "api_async_infer",
+    "authorizer_request",
     "ingest_sqs",
     "forecast_request",
     "forecast_train",

@@ -22,7 +22,9 @@ RESOURCES: dict[str, dict[str, Any]] = TEMPLATE["Resources"]
 FUNCTION, STATE_MACHINE = "AWS::Serverless::Function", "AWS::Serverless::StateMachine"
 FOLDERS = sorted(path.name for path in (REPOSITORY / "functions").iterdir() if path.is_dir())
 # Actions that AWS offers no resource for.
-UNSCOPABLE = re.compile(r"ec2:Describe.*|logs:(Create|Get|Update|Delete|List)LogDeliver.*|logs:PutResourcePolicy|logs:Describe.*")
+UNSCOPABLE = re.compile(
+    r"ec2:Describe.*|ssmmessages:.*|xray:Put.*|ssm:UpdateInstanceInformation|logs:(Create|Get|Update|Delete|List)LogDeliver.*|logs:PutResourcePolicy|logs:Describe.*"
+)
 OPTIONAL = {spec.name for spec in fields(Settings) if spec.default is not MISSING and spec.default != ""}
 # Local code names these after a deployment; in AWS, user data reads them from the instance's metadata.
 FROM_METADATA = {"model", "instance_id", "instance_type"}
@@ -242,7 +244,7 @@ def test_control_cycle_is_started_by_the_clock_an_objective_at_risk_and_an_inter
 def test_tables_are_on_demand_encrypted_and_expire_items() -> None:
     for properties in of_type("AWS::DynamoDB::Table").values():
         assert properties["BillingMode"] == "PAY_PER_REQUEST"
-        assert properties["SSESpecification"] == {"SSEEnabled": True}
+        assert properties["SSESpecification"]["SSEEnabled"] is True
         assert properties["TimeToLiveSpecification"] == {"AttributeName": "expires_at_s", "Enabled": True}
 
 
@@ -287,7 +289,8 @@ def test_policies_name_resources_wherever_aws_knows_any() -> None:
 def test_workers_accept_no_connection_and_no_unsigned_metadata_request() -> None:
     launch = RESOURCES["WorkerLaunchTemplate"]["Properties"]["LaunchTemplateData"]
 
-    assert all("SecurityGroupIngress" not in properties for properties in of_type("AWS::EC2::SecurityGroup").values())
+    assert "SecurityGroupIngress" not in RESOURCES["WorkerSecurityGroup"]["Properties"]
+    assert launch["SecurityGroupIds"] == [{"Fn::GetAtt": ["WorkerSecurityGroup", "GroupId"]}]
     assert launch["MetadataOptions"]["HttpTokens"] == "required"
     assert launch["MetadataOptions"]["InstanceMetadataTags"] == "enabled"
     assert all(mapping["Ebs"]["Encrypted"] for mapping in launch["BlockDeviceMappings"])
@@ -301,7 +304,9 @@ def test_api_has_explicit_routes_wants_authorisation_by_default_and_is_throttled
 
     assert "AWS::Serverless::HttpApi" not in {resource["Type"] for resource in RESOURCES.values()}
     assert TEMPLATE["Parameters"]["ApiAuth"]["Default"] == "iam"
-    assert route["AuthorizationType"] == {"Fn::If": ["IamAuth", "AWS_IAM", {"Fn::If": ["JwtAuth", "JWT", "NONE"]}]}
+    assert route["AuthorizationType"] == {
+        "Fn::If": ["IamAuth", "AWS_IAM", {"Fn::If": ["JwtAuth", "JWT", {"Fn::If": ["ApiKeyAuth", "CUSTOM", "NONE"]}]}]
+    }
     assert {"ThrottlingRateLimit", "ThrottlingBurstLimit"} <= set(stage["DefaultRouteSettings"])
 
 

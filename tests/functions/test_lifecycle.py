@@ -159,6 +159,40 @@ def test_launch_counts_what_the_cloud_runs_when_the_registry_does_not_know_it() 
     assert world.do(a_launch()).event == "launch_refused"
 
 
+def test_launch_goes_to_another_zone_then_on_demand_when_spot_pools_run_dry() -> None:
+    spot = a_spot_offering()
+    other = replace(spot, zone="us-east-1b")
+    world = World(dry_pools={spot.key}, pool_capacity={other.key: 1}, zones=("us-east-1a", "us-east-1b"))
+
+    outcome = world.do(a_launch(count=2, offering=spot))
+
+    bought = {i.offering.key: i.offering.price_usd_per_hour for i in world.instances.list()}
+    assert (outcome.event, outcome.count) == ("instances_launched", 2)
+    assert list(bought) == ["c5.large/spot/us-east-1b", "c5.large/on_demand/us-east-1a"]
+    assert bought["c5.large/on_demand/us-east-1a"] > bought["c5.large/spot/us-east-1b"]
+    assert world.control.claims("unavailable/", now_s=NOW_S) == [f"unavailable/{spot.key}", f"unavailable/{other.key}"]
+
+
+def test_launch_in_substitute_pools_happens_once_when_the_action_comes_twice() -> None:
+    spot = a_spot_offering()
+    world = World(dry_pools={spot.key}, zones=("us-east-1a",))
+
+    world.do(a_launch(count=2, offering=spot))
+    world.do(a_launch(count=2, offering=spot))
+
+    assert len(world.instances.list()) == 2
+
+
+def test_launch_on_demand_in_place_of_spot_respects_the_ceiling_on_cost() -> None:
+    spot = a_spot_offering()
+    world = World(dry_pools={spot.key}, tunables=replace(TUNABLES, max_hourly_cost_usd=spot.price_usd_per_hour * 1.5))
+
+    outcome = world.do(a_launch(offering=spot))
+
+    assert outcome.event == "launch_refused"
+    assert world.instances.list() == []
+
+
 def test_launch_marks_the_pool_when_it_is_dry() -> None:
     world = World(dry_pools={"c5.large/on_demand/us-east-1a"})
 

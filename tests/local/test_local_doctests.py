@@ -7,7 +7,16 @@ import importlib
 
 import pytest
 
-MODULES = ("local.arrivals", "local.embedded_server", "local.figures", "local.imds", "local.load", "cli.models")
+MODULES = (
+    "local.allowed_actions",
+    "local.arrivals",
+    "local.embedded_server",
+    "local.figures",
+    "local.imds",
+    "local.load",
+    "cli.models",
+    "worker.tracing",
+)
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -232,7 +232,8 @@ def test_a_batch_dies_with_an_instance_that_goes_without_notice(tmp_path: Path, 
     for name in ("requests.parquet", "batches.parquet"):
         assert pq.read_table(folder / name).equals(pq.read_table(tmp_path / "ReferenceEngine" / name))
     assert fast.interruptions >= (3 if can_spill else 2)  # where nothing can spill, less is trusted to spot
-    assert [r["t_s"] for r in table(folder / "control.csv") if r["trigger"] == "interruption"] == ["200.03", "400.11", "600.02"]
+    planned_at = [r["t_s"] for r in table(folder / "control.csv") if r["trigger"] == "interruption"]
+    assert planned_at == (["200.03", "400.11", "600.02"] if can_spill else ["200.03", "600.02"])
     gone = {row["instance_id"] for row in table(folder / "instances.csv") if row["end_reason"] == "interrupted without notice"}
     batches = pq.read_table(folder / "batches.parquet")
     lost = {

@@ -59,6 +59,12 @@ def test_system_serves_between_up_and_down_and_leaves_nothing_behind(tmp_path: P
         assert refused.returncode == 2
         assert "above the highest allowed value 3" in refused.stderr
 
+        profile = tmp_path / "digits.json"
+        printed(state_dir, "profile", "digits", "--batch-sizes", "1,8", "--samples", "5", "--out", str(profile))
+        for source in (["digits"], ["--profile", str(profile), "--rt-max", "2.5"]):
+            compared = printed(state_dir, "characterize", *source)
+            assert {"c5.large", "c5.xlarge", "fargate-2vCPU", "lambda-1769MB", "e2-standard-2"} <= {e["rent"]["machine"] for e in compared}
+
         eventually("there is a plan to explain", lambda: markserve(state_dir, "explain").returncode == 0)
         assert printed(state_dir, "explain")["plan_id"].startswith("plan-")
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import assert_never
 
 import msgspec
 
 from markserve.catalog import load_catalog
 from markserve.core.capacity import Room
-from markserve.core.types import Instance, InstanceState
+from markserve.core.types import CapacityType, Instance, InstanceState, Offering
 from markserve.errors import CapacityUnavailable
 from markserve.lifecycle_context import ALREADY_STARTED, DRY_POOL_S, LifecycleContext, Outcome
 from markserve.messages import Action, DrainInstance, LaunchInstances, TerminateInstance, WarmSpillover
@@ -44,16 +45,52 @@ def carry_out(action: Action, ctx: LifecycleContext) -> Outcome:
 
 
 def _launch(action: LaunchInstances, ctx: LifecycleContext) -> Outcome:
-    allowed, refusal = _within_ceilings(action, ctx)
-    if allowed == 0:
+    """Buy in the pool that the plan chose; what it cannot give, in pools of the same type: other zones, then on demand.
+
+    The same type serves at the same rate, so the plan holds wherever it runs. Another type would need its own batch
+    limit and price; that is the next plan's choice, which sees the dry pools. Each pool's share of the action has an
+    id of its own, so that a retry finds again what each of them gave.
+    """
+    missing, granted, refusal = action.count, 0, ""
+    for offering in _pools(action.offering, ctx):
+        is_chosen = offering == action.offering
+        action_id = action.action_id if is_chosen else f"{action.action_id}/{offering.key}"
+        part = msgspec.structs.replace(action, offering=offering, count=missing, action_id=action_id)
+        allowed, refusal = _within_ceilings(part, ctx)
+        got = _buy(msgspec.structs.replace(part, count=allowed), ctx) if allowed else 0
+        granted, missing = granted + got, missing - got
+        if allowed == 0 or got == allowed:
+            break  # a ceiling, or all that it lets through: no other pool changes that
+    if granted:
+        reason = f"{granted} of {action.count}: {refusal}" if refusal else action.reason
+        return Outcome(event="instances_launched", reason=reason, count=granted)
+    if refusal:
         return ctx.log(Outcome(event="launch_refused", reason=refusal, count=0), model=action.model, subject=action.plan_id)
+    return Outcome(event="capacity_unavailable", reason=f"no pool of {action.offering.instance_type} has capacity for {action.count}")
+
+
+def _pools(chosen: Offering, ctx: LifecycleContext) -> list[Offering]:
+    """List the chosen pool and its substitutes, without those that were found dry a moment ago."""
+    zones = [chosen.zone, *(zone for zone in ctx.fleet.zones() if zone != chosen.zone)]
+    substitutes = [replace(chosen, zone=zone) for zone in zones[1:]]
+    price = next((e.price_usd_per_hour for e in load_catalog().entries if e.instance_type == chosen.instance_type), None)
+    if chosen.capacity_type is CapacityType.SPOT and price is not None:
+        on_demand = replace(chosen, capacity_type=CapacityType.ON_DEMAND, price_usd_per_hour=price, interruption_rate_per_hour=0.0)
+        substitutes += [replace(on_demand, zone=zone) for zone in zones]
+    dry = set(ctx.control.claims("unavailable/", now_s=ctx.now_s))
+    return [chosen, *(pool for pool in substitutes if f"unavailable/{pool.key}" not in dry)]
+
+
+def _buy(action: LaunchInstances, ctx: LifecycleContext) -> int:
+    """Buy in one pool, register and log what it gives; return how many that is."""
     key = action.offering.key
     try:
-        launched = ctx.fleet.launch(msgspec.structs.replace(action, count=allowed))
+        launched = ctx.fleet.launch(action)
     except CapacityUnavailable as error:
         ctx.mark_dry(action.offering)
         outcome = Outcome(event="capacity_unavailable", reason=f"{error}; not bought from for {DRY_POOL_S:.0f} s")
-        return ctx.log(outcome, model=action.model, subject=key)
+        ctx.log(outcome, model=action.model, subject=key)
+        return 0
     for seen in launched:
         ctx.instances.put(
             Instance(
@@ -68,12 +105,11 @@ def _launch(action: LaunchInstances, ctx: LifecycleContext) -> Outcome:
         )
         outcome = Outcome(event="instance_launched", reason=action.reason)
         ctx.log(outcome, model=action.model, subject=seen.instance_id, offering=key, usd_per_hour=action.offering.price_usd_per_hour)
-    if len(launched) < allowed:
+    if len(launched) < action.count:
         ctx.mark_dry(action.offering)
-        short = Outcome(event="capacity_unavailable", reason=f"{key}: {len(launched)} of {allowed} instances granted")
+        short = Outcome(event="capacity_unavailable", reason=f"{key}: {len(launched)} of {action.count} instances granted")
         ctx.log(short, model=action.model, subject=key)
-    reason = action.reason if allowed == action.count else f"{allowed} of {action.count}: {refusal}"
-    return Outcome(event="instances_launched", reason=reason, count=len(launched))
+    return len(launched)
 
 
 def _within_ceilings(action: LaunchInstances, ctx: LifecycleContext) -> tuple[int, str]:

@@ -186,6 +186,15 @@ class ModelRecord(Message, frozen=True, kw_only=True):
     created_at_s: float = 0.0
 
 
+class ClientRecord(Message, frozen=True, kw_only=True):
+    """A client of the API that proves itself by a key, of which only the digest is known."""
+
+    client: str
+    key_sha256: str
+    requests_per_minute: int
+    created_at_s: float = 0.0
+
+
 # --- metrics ----------------------------------------------------------------------------------------------
 
 Count = Annotated[int, msgspec.Meta(ge=0)]

@@ -15,6 +15,7 @@ from markserve.core.tunables import Tunables
 from markserve.core.types import CapacityType, Instance, InstanceState, ObservedInstance, WorkerStats
 from markserve.messages import (
     Answer,
+    ClientRecord,
     DecisionRecord,
     ForecastRecord,
     InferenceRequest,
@@ -238,6 +239,25 @@ class ParameterWriter(Protocol):
         """Set a parameter by its operator's name (`rt-max-s`); `model` sets that model's override of it."""
 
 
+class ClientStore(Protocol):
+    """Clients of the API, their keys' digests and what they used."""
+
+    def find(self, key_sha256: str) -> ClientRecord | None:
+        """Return whose key has this digest; None when nobody's."""
+
+    def count(self, client: str, *, window_at_s: float) -> int:
+        """Count one more request in a window, atomically, and return how many that makes."""
+
+    def put(self, record: ClientRecord) -> bool:
+        """Add a client; False when the name is taken."""
+
+    def list(self) -> list[ClientRecord]:
+        """Return every client, by name."""
+
+    def remove(self, client: str) -> bool:
+        """Withdraw a client's key; False when there is no such client."""
+
+
 class BlobStore(Protocol):
     """Model artefacts, forecaster weights and large payloads."""
 
@@ -299,6 +319,13 @@ class LearnedForecaster(Protocol):
 
     def forecast(self, weights: bytes, history: History, *, origins: Sequence[int], horizon_steps: int) -> dict[int, Rates]:
         """Rates by origin; origins it cannot forecast from are absent. Raises `InferenceFailed`."""
+
+
+class TraceSink(Protocol):
+    """Where a process without a tracing daemon sends its part of a trace."""
+
+    def send(self, segments: Sequence[str]) -> None:
+        """Send finished segments, as JSON documents."""
 
 
 class InterruptionNotice(Protocol):

@@ -16,6 +16,7 @@ from markserve.front import Call, Front, Pending, Served
 from markserve.messages import Answer, ModelRecord, Tensor
 from markserve.protocol import oip, sagemaker
 from markserve.protocol.http import HttpRequest, HttpResponse
+from markserve.settings import trace_header
 
 MAX_RESPONSE_BYTES = 4_300_000
 """Lambda returns at most 6 MB, and base64 makes a third more of a binary body."""
@@ -29,6 +30,8 @@ View = Callable[..., HttpResponse]
 def respond(request: HttpRequest, front: Front) -> HttpResponse:
     """Answer one request; everything this system raises on purpose becomes an error in the caller's protocol."""
     try:
+        if request.over_quota:
+            raise Overloaded(request.over_quota, retry_after_s=max(1.0, request.retry_after_s))
         return _dispatch(request, front)
     except (InvalidRequest, Overloaded) as error:
         retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else None
@@ -172,7 +175,7 @@ def _call(request: HttpRequest, record: ModelRecord, body: bytes, inputs: tuple[
         body_sha256=hashlib.sha256(msgspec.json.encode(decisive) + body).hexdigest(),
         idempotency_key=headers.get("idempotency-key"),
         asynchronous="respond-async" in preferences,
-        trace_id=headers.get("x-amzn-trace-id"),
+        trace_id=trace_header() or headers.get("x-amzn-trace-id"),
     )
 
 

@@ -22,6 +22,7 @@ class Settings:
     control_table: str = ""
     instances_table: str = ""
     results_table: str = ""
+    clients_table: str = ""
     metrics_queue_url: str = ""
     dead_letter_queue_url: str = ""
     event_bus_name: str = ""
@@ -40,6 +41,8 @@ class Settings:
     metadata_url: str = "http://169.254.169.254"
     """Instance metadata service; the SDKs' AWS_EC2_METADATA_SERVICE_ENDPOINT is honoured."""
     region: str = "us-east-1"
+    tracing: str = "false"
+    """`true` when requests are traced; see `is_tracing` for what Lambda needs to know earlier."""
     parameter_refresh_s: float = 15.0
     """A changed SSM parameter takes effect within this time; operators are promised 30 s."""
     window_s: float = 5.0
@@ -100,3 +103,11 @@ def is_tracing(environ: Mapping[str, str] = os.environ) -> bool:
     The template sets `MARKSERVE_TRACING=true` together with `Tracing: Active`: Lambda itself does not tell.
     """
     return bool(environ.get("AWS_LAMBDA_FUNCTION_NAME")) and environ.get("MARKSERVE_TRACING", "").lower() == "true"
+
+
+def trace_header(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Return the running invocation's trace, whether it is recorded, and what to call its children's parent.
+
+    Lambda writes it for each invocation; None in a process that is not traced.
+    """
+    return environ.get("_X_AMZN_TRACE_ID") or None if is_tracing(environ) else None

@@ -19,6 +19,7 @@ from markserve.errors import MarkserveError
 from markserve.messages import DecisionRecord, ModelRecord
 from markserve.ports import (
     BlobStore,
+    ClientStore,
     ControlStore,
     EventPublisher,
     Fleet,
@@ -32,6 +33,7 @@ from markserve.ports import (
     ParameterWriter,
     ResultStore,
     SpilloverInvoker,
+    TraceSink,
     WindowStore,
     WorkQueue,
     WorkQueueAdmin,
@@ -55,6 +57,9 @@ CONNECTIONS = 64
 REFUSAL_REPORTED_S = 3600.0
 """A refused parameter is seen by every process; one of them reports it, once an hour."""
 
+CHANGE_REPORTED_S = 60.0
+"""A changed parameter is seen by every process within its refresh interval; one of them reports it."""
+
 
 @lru_cache(maxsize=1)
 def settings() -> Settings:
@@ -76,6 +81,14 @@ def results() -> ResultStore:
     from markserve.adapters.dynamodb_results import DynamoResultStore
 
     return DynamoResultStore(_client("dynamodb"), _named("results_table"))
+
+
+@lru_cache(maxsize=1)
+def clients() -> ClientStore:
+    """Build the store of the API's clients."""
+    from markserve.adapters.dynamodb_clients import DynamoClientStore
+
+    return DynamoClientStore(_client("dynamodb"), _named("clients_table"))
 
 
 @lru_cache(maxsize=1)
@@ -167,7 +180,7 @@ def parameters() -> ParameterSource:
     from markserve.adapters.ssm import SsmParameterSource
 
     return SsmParameterSource(
-        _client("ssm"), settings().stack_name, refresh_s=settings().parameter_refresh_s, now=time.time, log=_report_refusal
+        _client("ssm"), settings().stack_name, refresh_s=settings().parameter_refresh_s, now=time.time, log=_report_parameter
     )
 
 
@@ -193,6 +206,14 @@ def interruption_notice() -> InterruptionNotice:
     from markserve.adapters.imds import ImdsInterruptionNotice
 
     return ImdsInterruptionNotice(settings().metadata_url)
+
+
+@lru_cache(maxsize=1)
+def traces() -> TraceSink | None:
+    """Build the sink of trace segments; None when nothing is traced."""
+    from markserve.adapters.xray import XRayTraceSink
+
+    return XRayTraceSink(_client("xray")) if settings().tracing == "true" else None
 
 
 @lru_cache(maxsize=1)
@@ -233,13 +254,15 @@ def _named(field: str) -> str:
     return str(getattr(Settings.from_env(os.environ, require=(field,)), field))
 
 
-def _report_refusal(record: DecisionRecord) -> None:
-    """Report a refused parameter once for the whole stack; a process without the control table only logs it."""
-    logger.warning(record.reason, extra={"event": record.event, "subject": record.subject, "metric": PARAMETERS_REFUSED})
+def _report_parameter(record: DecisionRecord) -> None:
+    """Report a changed or refused parameter once for the whole stack; a process without the control table only logs it."""
+    refused = {"metric": PARAMETERS_REFUSED} if record.event == "parameter_refused" else {}
+    logger.warning(record.reason, extra={"event": record.event, "subject": record.subject, **refused})
     if not settings().control_table:
         return
     try:
-        if control().claim(f"report#{record.event}#{record.subject}#{record.reason}", now_s=record.at_s, for_s=REFUSAL_REPORTED_S):
+        for_s = REFUSAL_REPORTED_S if record.event == "parameter_refused" else CHANGE_REPORTED_S
+        if control().claim(f"report#{record.event}#{record.subject}#{record.reason}", now_s=record.at_s, for_s=for_s):
             control().log(record)
     except MarkserveError as error:
         logger.warning("decision not recorded: %s", error)

@@ -1,13 +1,14 @@
 """`ParameterSource` on SSM Parameter Store.
 
 Parameters are `/<stack>/<name>` and, for one model, `/<stack>/models/<model>/<name>`. All are read at once per
-refresh interval. A bad value is refused and the last good one kept; so is everything when SSM cannot be read.
+refresh interval. A bad value is refused and the last good one kept; so is everything when SSM cannot be read. A change is
+reported whoever made it, by our command or in AWS's console.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -27,7 +28,7 @@ class SsmParameterSource:
     Parameters
     ----------
     log
-        Told of each refused value once, and of each outage of SSM once.
+        Told of each changed value, of each refused one once, and of each outage of SSM once.
 
     Notes
     -----
@@ -53,6 +54,7 @@ class SsmParameterSource:
         self._read_at_s: float | None = None
         self._good: dict[str, str] = {}
         """Last good text by path below the root."""
+        self._has_read = False
         self._refused: set[tuple[str, str]] = set()
         self._is_out = False
 
@@ -80,7 +82,18 @@ class SsmParameterSource:
             return
         self._is_out = False
         # A parameter that is gone falls back to its default: only bad values keep the last good one.
+        before = self._good
         self._good = {path: good for path, text in texts.items() if (good := self._accepted(path, text, now_s)) is not None}
+        if self._has_read:
+            self._report_changes(before, now_s)
+        self._has_read = True
+
+    def _report_changes(self, before: Mapping[str, str], now_s: float) -> None:
+        for path in sorted(before.keys() | self._good.keys()):
+            old, new = before.get(path), self._good.get(path)
+            if old != new:
+                reason = f"{old if old is not None else 'unset'} became {new if new is not None else 'unset'}"
+                self._log(_decision(now_s, self._root + path, "parameter_changed", reason))
 
     def _accepted(self, path: str, text: str, now_s: float) -> str | None:
         try:

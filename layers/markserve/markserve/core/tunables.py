@@ -124,3 +124,19 @@ def apply_overrides(current: Tunables, raw: Mapping[str, str]) -> tuple[Tunables
         else:
             accepted[field_name] = value
     return replace(current, **accepted), tuple(refusals)
+
+
+def parameter_table() -> str:
+    """Write the operators' table of parameters, as Markdown.
+
+    >>> parameter_table().splitlines()[2]
+    '| `rt-max-s` | number | 0.2 | 0.01 to 29 | Latency objective RT_max in seconds; an HTTP API ends at 30 s. |'
+    """
+    lines = ["| parameter | type | default | allowed | meaning |", "|---|---|---|---|---|"]
+    for spec in fields(Tunables):
+        kind = {bool: "true or false", int: "whole number"}.get(type(spec.default), "number")
+        low, high = spec.metadata["low"], spec.metadata["high"]
+        allowed = "true, false" if low is None or high is None else f"{low:g} to {high:g}"
+        default = str(spec.default).lower() if isinstance(spec.default, bool) else f"{spec.default:g}"
+        lines.append(f"| `{spec.name.replace('_', '-')}` | {kind} | {default} | {allowed} | {spec.metadata['doc']} |")
+    return "\n".join(lines) + "\n"

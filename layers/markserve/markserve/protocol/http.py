@@ -37,6 +37,10 @@ class HttpRequest:
     raw_body: bytes = b""
     client: str = ANONYMOUS
     """Identity that results and idempotency keys are bound to."""
+    over_quota: str = ""
+    """Why the authoriser wants the request refused; empty when it does not."""
+    retry_after_s: float = 0.0
+    """When the client may try again."""
 
     @property
     def segments(self) -> tuple[str, ...]:
@@ -99,8 +103,9 @@ def request_from_event(event: Mapping[str, Any]) -> HttpRequest:
             headers=headers,
             raw_body=_body(event.get("body") or "", is_base64=bool(event.get("isBase64Encoded"))),
             client=_client(context.get("authorizer") or {}, headers),
+            **_quota((context.get("authorizer") or {}).get("lambda") or {}),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InvalidRequest(f"not an HTTP API event of payload format 2.0: {error!r}", field="event") from error
 
 
@@ -132,6 +137,13 @@ def _client(authorizer: Mapping[str, Any], headers: Mapping[str, str]) -> str:
         # A stored identity must not give the key away.
         return f"key:{hashlib.sha256(key.encode()).hexdigest()[:32]}"
     return ANONYMOUS
+
+
+def _quota(context: Mapping[str, Any]) -> dict[str, Any]:
+    """Read what the Lambda authoriser says of the client's quota."""
+    if "retryAfterS" not in context:
+        return {}
+    return {"over_quota": str(context.get("reason", "quota used up")), "retry_after_s": float(context["retryAfterS"])}
 
 
 def _inflate(data: bytes, encoding: str) -> bytes:
