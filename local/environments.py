@@ -94,7 +94,8 @@ class ImageHost:
                 self.stats.throttles += 1
                 return 429, msgspec.json.encode(THROTTLED)
             # The most recently used one, so that surplus environments grow old and are reaped.
-            self._idle = [environment for environment in self._idle if environment.process.is_alive()]
+            # One that has died is known by its closed pipe before the fork server reports its end: idle ones say nothing.
+            self._idle = [environment for environment in self._idle if environment.process.is_alive() and not environment.pipe.poll()]
             environment = self._idle.pop() if self._idle else None
             self._busy += 1
             self.stats.invocations += 1
