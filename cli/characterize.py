@@ -47,11 +47,26 @@ def characterize(
     profile: Annotated[Path | None, typer.Option(help="Profile file, measured anywhere.")] = None,
     rt_max: Annotated[float | None, typer.Option(min=0.001, max=29.0, help="Objective in seconds; default: the model's, else 0.2.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a figure: .png, .svg or .pdf.")] = None,
+    measure: Annotated[
+        str | None,
+        typer.Option(
+            help="First launch one instance of each of these types (comma-separated), measure the model on it, and end it. Costs money."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Compare instances, containers and functions, CPU and GPU, with and without batching, on AWS and Google Cloud."""
     if (model is None) == (profile is None):
         raise Problem("give either a model or --profile FILE", next_step="see --help", code=BAD_USAGE)
+    if measure is not None:
+        if model is None:
+            raise Problem("--measure needs a registered model", next_step="see `markserve models list`", code=BAD_USAGE)
+        from cli.target import connect_to_stack
+
+        connect_to_stack()
+        from cli.measuring import measure_on
+
+        measure_on(model, measure.split(","))
     measured, objective_s = _measured(model) if model else (read_profiles(profile or Path()), 0.2)
     found = _characterize(measured, rt_max or objective_s)
     if plot is not None:

@@ -43,6 +43,7 @@ class LocalInstance:
     capacity_type: str
     zone: str
     model: str
+    purpose: str
     boot_at_s: float
     """When the worker process starts: first seen running, plus the launch delay."""
     state: str = "booting"
@@ -159,6 +160,7 @@ class LocalFleet:
             capacity_type="spot" if record.get("InstanceLifecycle") == "spot" else "on_demand",
             zone=record["Placement"]["AvailabilityZone"],
             model=tags.get("markserve:model", ""),
+            purpose=tags.get("markserve:purpose", ""),
             boot_at_s=now_s + self.launch_delay_s,
         )
         self._instances[instance.instance_id] = instance
@@ -192,6 +194,7 @@ class LocalFleet:
             "MARKSERVE_INSTANCE_ID": instance.instance_id,
             "MARKSERVE_INSTANCE_TYPE": instance.instance_type,
             "MARKSERVE_MODEL": instance.model,
+            "MARKSERVE_PURPOSE": instance.purpose,
             "AWS_EC2_METADATA_SERVICE_ENDPOINT": instance.metadata.base_url,
         }
         log_path = self.log_dir / f"worker-{instance.instance_id}.log"

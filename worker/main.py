@@ -25,6 +25,7 @@ from worker.engine import Engine
 from worker.intake import Intake, Work
 from worker.lifeline import Lifeline
 from worker.mailbox import Mailbox
+from worker.measure import measure
 from worker.pacing import Pacing
 from worker.threads import serve
 from worker.tracing import Tracing
@@ -33,11 +34,13 @@ STARTUP_BATCH_SIZES = (1, 2, 4, 8)
 STARTUP_SAMPLES = 10
 """A quick profile where nobody has profiled this instance type; refitted online from then on."""
 
+SERVE = "serve"
+
 Wrap = Callable[[ModelRunner], ModelRunner]
 
 
 def main(wrap: Wrap = lambda runner: runner, *, threads: int | None = None) -> None:
-    """Serve `settings.model` until drained.
+    """Serve `settings.model` until drained, or measure it if that is this instance's purpose.
 
     Parameters
     ----------
@@ -49,7 +52,11 @@ def main(wrap: Wrap = lambda runner: runner, *, threads: int | None = None) -> N
     settings = wiring.settings()
     _check(settings)
     logger.append_keys(model=settings.model, instance_id=settings.instance_id)
-    runners = Runners(settings.model, wrap=wrap, threads=threads or os.cpu_count() or 1)
+    threads = threads or os.cpu_count() or 1
+    if settings.purpose not in ("", SERVE):
+        measure(settings, wrap, threads=threads)
+        return
+    runners = Runners(settings.model, wrap=wrap, threads=threads)
     record = wiring.models().get(settings.model)
     pacing = prepare(record, runners.get(record.version), settings.instance_type)
     pause = threading.Event()

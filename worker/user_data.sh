@@ -15,10 +15,12 @@ metadata() {
 }
 
 model=$(metadata tags/instance/markserve:model)
+purpose=$(metadata tags/instance/markserve:purpose)
 instance_id=$(metadata instance-id)
 instance_type=$(metadata instance-type)
 cat >> "$ENVIRONMENT" <<EOT
 MARKSERVE_MODEL=$model
+MARKSERVE_PURPOSE=$purpose
 MARKSERVE_INSTANCE_ID=$instance_id
 MARKSERVE_INSTANCE_TYPE=$instance_type
 EOT

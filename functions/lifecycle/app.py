@@ -1,13 +1,14 @@
-"""Instance lifecycle: carries out one action of a plan, or follows one event about an instance.
+"""Instance lifecycle: carries out one action of a plan, follows one event about an instance, or takes a measurement's step.
 
 Actions come from the control cycle's Map state, events from EventBridge: EC2's own and those of our workers. Both may
-come twice and in any order, so every write is conditional or idempotent by `action_id`.
+come twice and in any order, so every write is conditional or idempotent by `action_id`. Measurements come from the state machine
+`characterize`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aws_lambda_powertools.metrics import MetricUnit
@@ -17,7 +18,8 @@ from markserve import wiring
 from markserve.lifecycle_actions import carry_out
 from markserve.lifecycle_context import LifecycleContext, Outcome
 from markserve.lifecycle_events import Notification, follow
-from markserve.messages import Action, from_plain
+from markserve.measuring import Bench, take_step
+from markserve.messages import Action, MeasurementStep, from_plain
 from markserve.ports import ControlStore, EventPublisher, Fleet, InstanceRegistry, ParameterSource, SpilloverInvoker
 from markserve.telemetry import (
     CAPACITY_UNAVAILABLE,
@@ -31,8 +33,8 @@ from markserve.telemetry import (
 )
 
 METRICS: Mapping[str, Sequence[str]] = {
-    INSTANCES_LAUNCHED: ("instances_launched",),
-    INSTANCES_TERMINATED: ("instance_terminated", "instance_failed"),
+    INSTANCES_LAUNCHED: ("instances_launched", "measurement_started"),
+    INSTANCES_TERMINATED: ("instance_terminated", "instance_failed", "measurement_ended"),
     INSTANCES_FAILED: ("instance_failed",),
     INSTANCES_INTERRUPTED: ("instance_interrupted",),
     CAPACITY_UNAVAILABLE: ("capacity_unavailable",),
@@ -40,14 +42,17 @@ METRICS: Mapping[str, Sequence[str]] = {
 """Which outcomes each metric counts."""
 
 
-def parse(event: Mapping[str, Any]) -> Action | Notification:
+def parse(event: Mapping[str, Any]) -> Action | MeasurementStep | Notification:
     """Read what is asked.
 
     Raises
     ------
     InvalidRequest
-        If the event is neither an action nor an EventBridge event.
+        If the event is neither an action, nor a measurement's step, nor an EventBridge event.
     """
+    if "measurement" in event:
+        step: MeasurementStep = from_plain(event, MeasurementStep)  # type: ignore[arg-type]  # as below
+        return step
     if "action" in event:
         action: Action = from_plain(event, Action)  # type: ignore[arg-type]  # a union is no type, though it converts
         return action
@@ -55,8 +60,9 @@ def parse(event: Mapping[str, Any]) -> Action | Notification:
 
 
 def run(
-    command: Action | Notification,
+    command: Action | MeasurementStep | Notification,
     *,
+    bench: Callable[[], Bench] = lambda: Bench(models=wiring.models(), blobs=wiring.blobs()),
     instances: InstanceRegistry,
     control: ControlStore,
     fleet: Fleet,
@@ -65,18 +71,20 @@ def run(
     parameters: ParameterSource,
     now_s: float,
 ) -> Outcome:
-    """Carry out an action once, or follow an event; an unknown event is a logged no-op."""
+    """Carry out an action or a step once, or follow an event; an unknown event is a logged no-op."""
     context = LifecycleContext(
         instances=instances, control=control, fleet=fleet, spillover=spillover, events=events, parameters=parameters, now_s=now_s
     )
-    return follow(command, context) if isinstance(command, Notification) else carry_out(command, context)
+    if isinstance(command, Notification):
+        return follow(command, context)
+    return take_step(command, context, bench()) if isinstance(command, MeasurementStep) else carry_out(command, context)
 
 
 @logger.inject_lambda_context
 @tracer.capture_lambda_handler
 @metrics.log_metrics
 def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:  # noqa: ARG001
-    """Carry out one action or follow one event; return what was done."""
+    """Carry out one action, step or event; return what was done."""
     outcome = run(
         parse(event),
         instances=wiring.instances(),

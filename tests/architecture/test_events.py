@@ -15,6 +15,7 @@ from markserve.messages import (
     InferenceRequest,
     InstanceDrained,
     InstanceReady,
+    MeasurementStep,
     Message,
     MetricsBatch,
     SloAtRisk,
@@ -37,6 +38,8 @@ TRIGGERS = {
     "lifecycle_launch",
     "lifecycle_drain",
     "lifecycle_warm",
+    "lifecycle_measurement_start",
+    "lifecycle_measurement_store",
     "lifecycle_spot_interruption",
     "lifecycle_rebalance",
     "lifecycle_state_change",
@@ -62,6 +65,11 @@ def test_actions_are_what_a_plan_holds(name: str) -> None:
     action = msgspec.convert(event(name), Action)
 
     assert json.loads(encode(action)) == event(name)
+
+
+@pytest.mark.parametrize("name", ["lifecycle_measurement_start", "lifecycle_measurement_store"])
+def test_steps_are_what_the_state_machine_sends(name: str) -> None:
+    assert json.loads(encode(msgspec.convert(event(name), MeasurementStep))) == event(name)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import boto3
 import numpy as np
 import pytest
 
+from cli.measuring import measure_on
 from local.allowed_actions import allowed_actions, table_of
 from local.connection import connect
 from local.deployer import REPOSITORY, load_template
@@ -36,7 +37,7 @@ def enforced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSystem]:
     config = SystemConfig(
         work_dir=tmp_path_factory.mktemp("enforced"),
         rt_max_s=2.5,
-        max_instances=2,
+        max_instances=4,
         cycle_s=3.0,
         window_s=1.5,
         launch_delay_s=0.5,
@@ -109,6 +110,20 @@ def test_requests_are_served_by_worker_and_lambda_and_the_cycle_turns_under_leas
         )
     by_lambda = eventually("Lambda answers", lambda: (r := infer(system, image)).status == 200 and r.tier == "lambda" and r)
     np.testing.assert_allclose(by_lambda.logits(), expected_logits(system, image), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_is_measured_on_an_instance_of_its_own_which_is_given_back(system: LocalSystem) -> None:
+    before = wiring.models().get("digits").profiles["c5.xlarge"]
+
+    not_measured = measure_on("digits", ["c5.xlarge"])
+
+    assert not_measured == []
+    measured = wiring.models().get("digits").profiles["c5.xlarge"]
+    assert measured != before
+    assert [point.batch_size for point in measured] == [1, 2, 4, 8, 16, 32]
+    mine = [seen for seen in wiring.fleet().describe() if seen.purpose]
+    assert mine
+    assert all(seen.cloud_state in ("shutting-down", "terminated") for seen in mine)
 
 
 @pytest.mark.parametrize(("action", "headers"), [("dynamodb:PutItem", True), ("lambda:InvokeFunction", False)])

@@ -56,7 +56,7 @@ def _launch(action: LaunchInstances, ctx: LifecycleContext) -> Outcome:
         is_chosen = offering == action.offering
         action_id = action.action_id if is_chosen else f"{action.action_id}/{offering.key}"
         part = msgspec.structs.replace(action, offering=offering, count=missing, action_id=action_id)
-        allowed, refusal = _within_ceilings(part, ctx)
+        allowed, refusal = within_ceilings(part, ctx)
         got = _buy(msgspec.structs.replace(part, count=allowed), ctx) if allowed else 0
         granted, missing = granted + got, missing - got
         if allowed == 0 or got == allowed:
@@ -112,8 +112,8 @@ def _buy(action: LaunchInstances, ctx: LifecycleContext) -> int:
     return len(launched)
 
 
-def _within_ceilings(action: LaunchInstances, ctx: LifecycleContext) -> tuple[int, str]:
-    """How many of the action's instances the operator's ceilings allow now, and why not more.
+def within_ceilings(action: LaunchInstances, ctx: LifecycleContext) -> tuple[int, str]:
+    """Tell how many of the action's instances the operator's ceilings allow now, and why not more.
 
     Counts what the cloud runs beside what is registered, since both are paid for.
     """

@@ -256,6 +256,8 @@ class LaunchInstances(msgspec.Struct, frozen=True, kw_only=True, tag="launch_ins
     count: int
     plan_id: str
     reason: str
+    purpose: str = ""
+    """Empty to serve; else the measurement that the instance is for."""
 
 
 class DrainInstance(msgspec.Struct, frozen=True, kw_only=True, tag="drain_instance", tag_field="action"):
@@ -290,6 +292,50 @@ class WarmSpillover(msgspec.Struct, frozen=True, kw_only=True, tag="warm_spillov
 
 
 Action = LaunchInstances | DrainInstance | TerminateInstance | WarmSpillover
+
+
+class _Measurement(msgspec.Struct, frozen=True, kw_only=True, tag_field="measurement"):
+    run_id: str
+    """The state machine's execution."""
+    model: str
+    instance_type: str
+
+    @property
+    def name(self) -> str:
+        """Names this measurement and no other: its instance carries it as a tag, its result in the key."""
+        return f"{self.run_id}/{self.instance_type}"
+
+
+class StartMeasurement(_Measurement, frozen=True, kw_only=True, tag="start"):
+    """Launch an instance of a type that measures the model and serves nothing."""
+
+
+class CheckMeasurement(_Measurement, frozen=True, kw_only=True, tag="check"):
+    """See whether the result is there."""
+
+
+class EndMeasurement(_Measurement, frozen=True, kw_only=True, tag="end"):
+    """Give the instance back, whatever became of it."""
+
+
+class StoreMeasurements(msgspec.Struct, frozen=True, kw_only=True, tag_field="measurement", tag="store"):
+    """Make the results of a run the model's profiles."""
+
+    run_id: str
+    model: str
+    instance_types: tuple[str, ...]
+
+
+MeasurementStep = StartMeasurement | CheckMeasurement | EndMeasurement | StoreMeasurements
+
+
+class MeasuredLatencies(Message, frozen=True, kw_only=True):
+    """T(b) of a model version on an instance type, as the instance that measured it stores it."""
+
+    model: str
+    model_version: str
+    instance_type: str
+    points: tuple[ProfilePointRecord, ...]
 
 
 class ForecastRecord(Message, frozen=True, kw_only=True):

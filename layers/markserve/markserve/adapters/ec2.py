@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
 
 TAG_STACK, TAG_MODEL, TAG_PLAN, TAG_ACTION = "markserve:stack", "markserve:model", "markserve:plan", "markserve:action"
+TAG_PURPOSE, SERVE = "markserve:purpose", "serve"
 
 UNFULFILLABLE_CAPACITY = frozenset(
     {
@@ -85,6 +86,8 @@ class Ec2Fleet:
             TAG_MODEL: command.model,
             TAG_PLAN: command.plan_id,
             TAG_ACTION: command.action_id,
+            # Always there: an instance that asks its metadata for a tag it does not have gets an error.
+            TAG_PURPOSE: command.purpose or SERVE,
         }
         request: dict[str, Any] = {
             "Type": "instant",
@@ -136,6 +139,7 @@ class Ec2Fleet:
             cloud_state="pending",
             launched_at_s=self._now(),
             model=command.model,
+            purpose=command.purpose,
         )
 
     def terminate(self, instance_ids: Sequence[str]) -> None:
@@ -195,6 +199,7 @@ def _observed(instance: Any) -> ObservedInstance:
         cloud_state=instance["State"]["Name"],
         launched_at_s=instance["LaunchTime"].timestamp(),
         model=tags.get(TAG_MODEL),
+        purpose="" if (purpose := tags.get(TAG_PURPOSE, SERVE)) == SERVE else purpose,
     )
 
 

@@ -78,6 +78,7 @@ class MemoryFleet:
             cloud_state="pending",
             launched_at_s=self._now(),
             model=command.model,
+            purpose=command.purpose,
         )
         self._instances[instance.instance_id] = instance
         return instance

@@ -19,6 +19,8 @@ EVIDENCE_CYCLES = 2
 LAUNCH_TIMEOUT_FACTOR = 3.0
 """An instance that has not served after this many launch overheads will not: its boot or its model load hangs."""
 LEAST_LAUNCH_TIMEOUT_S = 60.0
+MEASUREMENT_LIMIT_S = 2700.0
+"""Longest life of an instance that measures: a launch, and some thousand batches of a slow model."""
 
 LEGAL_TRANSITIONS: Mapping[InstanceState, frozenset[InstanceState]] = {
     InstanceState.REQUESTED: frozenset({InstanceState.WARMING, InstanceState.SERVING, InstanceState.DRAINING, InstanceState.FAILED}),
@@ -205,6 +207,8 @@ def _reconcile_unknown(
     if seen.cloud_state in ("shutting-down", "terminated") or now_s - seen.launched_at_s < heartbeat_timeout_s:
         return None  # young ones: their record may be on its way
     model = seen.model or ""
+    if seen.purpose and now_s - seen.launched_at_s < MEASUREMENT_LIMIT_S:
+        return None  # the run that launched it ends it; this is for what a run that died leaves behind
     if seen.instance_id not in suspected_orphans:
         reason = f"the cloud reports it {seen.cloud_state} with this stack's tag, the registry does not know it"
         return Decision(step=Step.SUSPECT_ORPHAN, instance_id=seen.instance_id, model=model, reason=reason)

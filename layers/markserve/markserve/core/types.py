@@ -196,3 +196,5 @@ class ObservedInstance:
     launched_at_s: float
     model: str | None = None
     """From the ownership tag; None when the tag is missing."""
+    purpose: str = ""
+    """Empty for one that serves, else the measurement it is for."""
