@@ -28,7 +28,7 @@ for name, command, example in (
     (
         "characterize",
         characterize.characterize,
-        "markserve characterize digits --measure c5.large,m7i.large    |    markserve characterize --profile mine.json --rt-max 0.3 --plot mine.png",
+        "markserve characterize digits --measure c5.large,m7i.large    |    markserve characterize --profile mine.json --plot mine.png",
     ),
     (
         "simulate",
