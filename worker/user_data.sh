@@ -7,7 +7,10 @@ trap 'echo "worker set-up failed at line $LINENO" >&2; shutdown -h now' ERR
 
 readonly HOME_DIR=/opt/markserve ENVIRONMENT=/etc/markserve/worker.env
 readonly METADATA=http://169.254.169.254/latest
-readonly TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# PyPI's torch is built for CUDA: gigabytes that only a GPU has a use for.
+torch_index=(--extra-index-url https://download.pytorch.org/whl/cpu)
+if [[ -e /dev/nvidia0 ]]; then torch_index=(); fi
+readonly torch_index
 
 token=$(curl -sSf -X PUT -H "X-aws-ec2-metadata-token-ttl-seconds: 300" "$METADATA/api/token")
 metadata() {
@@ -30,7 +33,7 @@ if [[ ! -x $HOME_DIR/venv/bin/python ]]; then
   dnf install -y -q python3.12 python3.12-pip
   python3.12 -m venv "$HOME_DIR/venv"
 fi
-"$HOME_DIR/venv/bin/pip" install -q --disable-pip-version-check --extra-index-url "$TORCH_INDEX" "$HOME_DIR/layers/markserve[torch]"
+"$HOME_DIR/venv/bin/pip" install -q --disable-pip-version-check "${torch_index[@]}" "$HOME_DIR/layers/markserve[torch]"
 
 id markserve &> /dev/null || useradd --system --home-dir "$HOME_DIR" --shell /sbin/nologin markserve
 install -m 0644 "$HOME_DIR/worker/markserve-worker.service" /etc/systemd/system/

@@ -184,6 +184,7 @@ def test_ec2_fleet_returns_what_it_got_when_a_fleet_is_partly_fulfilled(aws: Cal
                     {"Key": "markserve:model", "Value": "digits"},
                     {"Key": "markserve:plan", "Value": "plan-1"},
                     {"Key": "markserve:action", "Value": "plan-1-launch-0"},
+                    {"Key": "markserve:purpose", "Value": "serve"},
                 ],
             }
         ],
@@ -211,3 +212,31 @@ def test_ec2_fleet_translates_a_refused_call(aws: Callable[[str], Any], code: st
         fleet.launch(a_launch())
 
     assert isinstance(translated.value.__cause__, ClientError)
+
+
+def test_ec2_fleet_names_the_image_of_a_type_that_the_launch_templates_does_not_run_on(aws: Callable[[str], Any]) -> None:
+    client, requests = aws("ec2"), []
+    subnets = [subnet["SubnetId"] for subnet in client.describe_subnets()["Subnets"]]
+    client.meta.events.register("provide-client-params.ec2.CreateFleet", lambda params, **_: requests.append(params))
+    fleet = Ec2Fleet(
+        client,
+        stack_name="markserve",
+        launch_template_id="lt-1",
+        subnet_ids=subnets,
+        image_for={"g4dn.xlarge": "ami-gpu"}.get,
+        now=lambda: NOW_S,
+    )
+
+    for instance_type in ("g4dn.xlarge", "c5.large"):
+        with pytest.raises(MarkserveError):  # there is no such launch template; what was asked is all that matters here
+            fleet.launch(a_launch(action_id=instance_type, offering=an_offering(instance_type=instance_type)))
+
+    images = [request["LaunchTemplateConfigs"][0]["Overrides"][0].get("ImageId") for request in requests]
+    assert images == ["ami-gpu", None]
+
+
+def test_fleet_reports_what_an_instance_is_for(fleet: Fleet) -> None:
+    fleet.launch(a_launch(action_id="to-serve"))
+    fleet.launch(a_launch(action_id="to-measure", purpose="run-1/c5.large"))
+
+    assert sorted(seen.purpose for seen in fleet.describe()) == ["", "run-1/c5.large"]

@@ -127,3 +127,14 @@ def test_tracer_runs_the_handler_when_tracing_is_off() -> None:
         return event["value"]
 
     assert handler({"value": 7}, None) == 7
+
+
+@pytest.mark.parametrize(
+    ("instance_type", "image"), [("c5.large", None), ("t4g.large", "ami-arm"), ("g4dn.xlarge", "ami-gpu"), ("z9.none", None)]
+)
+def test_image_goes_by_processor_and_gpu(monkeypatch: pytest.MonkeyPatch, instance_type: str, image: str | None) -> None:
+    for name, value in (("STACK_NAME", "markserve"), ("ARM_IMAGE_ID", "ami-arm"), ("GPU_IMAGE_ID", "ami-gpu")):
+        monkeypatch.setenv(f"MARKSERVE_{name}", value)
+    wiring.settings.cache_clear()
+
+    assert wiring._image_for(instance_type) == image

@@ -152,8 +152,21 @@ def fleet() -> Fleet:
         stack_name=settings().stack_name,
         launch_template_id=_named("launch_template_id"),
         subnet_ids=[subnet.strip() for subnet in _named("subnet_ids").split(",")],
+        image_for=_image_for,
         now=time.time,
     )
+
+
+def _image_for(instance_type: str) -> str | None:
+    """Choose the image of an instance type; None for the launch template's own."""
+    from markserve.catalog import load_catalog
+
+    entry = next((e for e in load_catalog().entries if e.instance_type == instance_type), None)
+    if entry is None:
+        return None
+    if entry.gpu is not None:
+        return settings().gpu_image_id or None
+    return settings().arm_image_id or None if entry.arch == "arm64" else None
 
 
 @lru_cache(maxsize=1)

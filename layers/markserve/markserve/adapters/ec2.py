@@ -43,16 +43,30 @@ PRODUCT = "Linux/UNIX"
 
 
 class Ec2Fleet:
-    """The instances tagged as this stack's. The only adapter that spends money by the hour."""
+    """The instances tagged as this stack's. The only adapter that spends money by the hour.
+
+    Parameters
+    ----------
+    image_for
+        Image of an instance type that the launch template's does not run on, else None.
+    """
 
     def __init__(
-        self, client: EC2Client, *, stack_name: str, launch_template_id: str, subnet_ids: Sequence[str], now: Callable[[], float]
+        self,
+        client: EC2Client,
+        *,
+        stack_name: str,
+        launch_template_id: str,
+        subnet_ids: Sequence[str],
+        now: Callable[[], float],
+        image_for: Callable[[str], str | None] = lambda _: None,
     ) -> None:
         self._client = client
         self._stack_name = stack_name
         self._launch_template_id = launch_template_id
         self._subnet_ids = tuple(subnet_ids)
         self._now = now
+        self._image_for = image_for
         self._zone_of_subnet: dict[str, str] = {}
 
     def launch(self, command: LaunchInstances) -> list[ObservedInstance]:
@@ -80,6 +94,8 @@ class Ec2Fleet:
     def _fleet_request(self, command: LaunchInstances) -> dict[str, Any]:
         offering = command.offering
         spot = offering.capacity_type is CapacityType.SPOT
+        image_id = self._image_for(offering.instance_type)
+        image = {} if image_id is None else {"ImageId": image_id}
         tags = {
             "Name": f"{self._stack_name}-{command.model}",
             TAG_STACK: self._stack_name,
@@ -97,7 +113,7 @@ class Ec2Fleet:
                 {
                     "LaunchTemplateSpecification": {"LaunchTemplateId": self._launch_template_id, "Version": "$Latest"},
                     "Overrides": [
-                        {"InstanceType": offering.instance_type, "SubnetId": subnet} for subnet in self._subnets_in(offering.zone)
+                        {"InstanceType": offering.instance_type, "SubnetId": subnet, **image} for subnet in self._subnets_in(offering.zone)
                     ],
                 }
             ],
