@@ -23,6 +23,7 @@ from local.emulator_gaps import (
     configure,
     expire_items,
     let_parameters_be_read,
+    let_queues_be_used_in_batches,
     mirror_launch_template,
     network,
     reserve_concurrency,
@@ -116,6 +117,8 @@ def deploy(
     expire_items(clients.dynamodb, template, physical_ids)
     allow_plain_http(clients.s3, outputs["ArtefactsBucket"])
     let_parameters_be_read(clients.iam, physical_ids["ReadParametersPolicy"])
+    for role in _roles(template, physical_ids).values():
+        let_queues_be_used_in_batches(clients.iam, role)
     reserve_concurrency(clients.lambda_, outputs["SpilloverFunctionName"], int(values.get("SpilloverReservedConcurrency", "0")))
     launch_template_id, user_data = mirror_launch_template(clients, outputs["LaunchTemplateId"], vpc_id=place["VpcId"])
     outputs["LaunchTemplateId"] = launch_template_id

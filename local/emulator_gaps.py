@@ -65,6 +65,9 @@ class Clients:
         )
 
 
+BATCHED_ACTIONS = ("sqs:SendMessage", "sqs:DeleteMessage", "sqs:ChangeMessageVisibility")
+
+
 def network(clients: Clients) -> dict[str, str]:
     """Use the EC2 emulator's default VPC, and publish one of its images where the template looks for the AMI."""
     vpc = clients.ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"][0]["VpcId"]
@@ -94,6 +97,21 @@ def let_parameters_be_read(iam: IAMClient, policy_arn: str) -> None:
     current: Any = iam.get_policy_version(PolicyArn=policy_arn, VersionId=versions[0]["VersionId"])["PolicyVersion"]["Document"]
     statements = [{**statement, "Resource": "*"} for statement in current["Statement"]]
     iam.create_policy_version(PolicyArn=policy_arn, PolicyDocument=json.dumps({**current, "Statement": statements}), SetAsDefault=True)
+
+
+def let_queues_be_used_in_batches(iam: IAMClient, role: str) -> None:
+    """Add what AWS includes: it checks a batch of deletions as DeleteMessage, ministack (when it enforces roles) by the call's own name."""
+    for name in iam.list_role_policies(RoleName=role)["PolicyNames"]:
+        document: Any = iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"]
+        statements = [{**statement, "Action": _with_batches(statement["Action"])} for statement in document["Statement"]]
+        if statements != document["Statement"]:
+            iam.put_role_policy(RoleName=role, PolicyName=name, PolicyDocument=json.dumps({**document, "Statement": statements}))
+
+
+def _with_batches(actions: str | list[str]) -> str | list[str]:
+    listed = [actions] if isinstance(actions, str) else actions
+    batches = [f"{action}Batch" for action in listed if action in BATCHED_ACTIONS and f"{action}Batch" not in listed]
+    return [*listed, *batches] if batches else actions
 
 
 def allow_plain_http(s3: S3Client, bucket: str) -> None:

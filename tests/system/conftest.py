@@ -39,6 +39,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSystem]:
         warm_api_environments=CLIENTS,
         # Spot, so that there is something to interrupt; slow to scale in, so that only what a test does ends a worker.
         parameters={"min-instances": "1", "spot-max-share": "1", "scale-in-cycles": "60"},
+        # All of it under the template's roles; the default run has tests of its own for them (test_least_privilege).
+        enforce_iam=bool(os.environ.get("MARKSERVE_TEST_ENFORCE_IAM")),
     )
     environment = dict(os.environ)
     own = psutil.Process()
