@@ -45,7 +45,11 @@ for name, command, example in (
     ("status", system.status, "markserve status --json"),
     ("demo", system.demo, "markserve demo --rate 8 --seconds 120"),
     ("report", report.report, "markserve report    |    markserve report runs/day --out day.html"),
-    ("infer", requests.infer, "markserve infer digits image.npy    |    echo '[[[[0, ...]]]]' | markserve infer digits -"),
+    (
+        "infer",
+        requests.infer,
+        "markserve infer digits photo.png    |    echo '[[[[0, ...]]]]' | markserve infer digits -",
+    ),
     ("load", requests.load, "markserve load digits --rate 10 --seconds 30    |    markserve load digits --trace day.csv.gz --scale 0.1"),
     ("profile", models.profile, "markserve profile digits --instance-type c5.large"),
     (

@@ -74,4 +74,4 @@ def test_system_serves_between_up_and_down_and_leaves_nothing_behind(tmp_path: P
     assert stopped == {"stopped": True}
     assert [process for process in processes if process.is_running()] == []
     assert not is_open(up["api_url"])
-    assert markserve(state_dir, "status").returncode == 1
+    assert markserve(state_dir, "status").returncode == 3

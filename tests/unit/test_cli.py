@@ -13,7 +13,9 @@ import boto3
 import numpy as np
 import psutil
 import pytest
+import typer
 from moto import mock_aws
+from typer.core import TyperGroup
 from typer.testing import CliRunner, Result
 
 from cli.main import app
@@ -24,26 +26,17 @@ from markserve.core.types import InstanceState
 from tests.builders import a_forecast_record, a_model_record, a_plan_record, an_instance
 from tests.contract.conftest import create_table
 
-COMMANDS = (
-    ["up"],
-    ["down"],
-    ["status"],
-    ["demo"],
-    ["report"],
-    ["infer"],
-    ["load"],
-    ["profile"],
-    ["explain"],
-    ["forecast", "backtest"],
-    ["forecast", "show"],
-    ["models", "register"],
-    ["models", "list"],
-    ["models", "show"],
-    ["params", "get"],
-    ["params", "set"],
-    ["catalog", "show"],
-    ["catalog", "refresh"],
-)
+
+def commands(group: TyperGroup, *path: str) -> Iterator[list[str]]:
+    """Every command there is, as a user types it."""
+    for name, command in sorted(group.commands.items()):
+        if isinstance(command, TyperGroup):
+            yield from commands(command, *path, name)
+        else:
+            yield [*path, name]
+
+
+COMMANDS = list(commands(typer.main.get_group(app)))
 METADATA = {
     "name": "digits",
     "inputs": [{"name": "image", "datatype": "FP32", "shape": [-1, 1, 2, 2]}],
@@ -85,7 +78,7 @@ def test_help_shows_an_example_for_every_command(command: list[str]) -> None:
     "command", [["status"], ["explain"], ["models", "list"], ["params", "get"], ["infer", "digits", "-"], ["load", "digits"]], ids=" ".join
 )
 def test_command_names_the_next_step_when_nothing_runs(command: list[str]) -> None:
-    assert_fails(markserve(*command, stdin="[1]"), 1, "no local system is running", "next:  start one with `markserve up`")
+    assert_fails(markserve(*command, stdin="[1]"), 3, "no local system is running", "next:  start one with `markserve up`")
 
 
 def test_down_is_content_when_nothing_runs() -> None:
@@ -113,7 +106,7 @@ def test_state_of_a_dead_system_counts_as_nothing_running() -> None:
     process = ProcessRecord(name="supervisor", pid=psutil.Process().pid, created_at_s=0.0)  # the id was given to somebody else since
     write_state(SystemState(process=process, options=UpOptions(), phase="ready"))
 
-    assert_fails(markserve("status"), 1, "no local system is running")
+    assert_fails(markserve("status"), 3, "no local system is running")
 
 
 @pytest.mark.parametrize(
