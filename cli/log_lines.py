@@ -42,7 +42,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_noise(self) -> bool:
         """Whether it is Lambda's own line, or a metric in the embedded format."""
-        return self.text.startswith(LAMBDAS_OWN) or '"_aws"' in self.text
+        return self.text.startswith(LAMBDAS_OWN) or '"_aws"' in self.text or '"type":"platform.' in self.text
 
 
 def of_functions(

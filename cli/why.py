@@ -69,9 +69,10 @@ def request_story(request_id: str, *, front_line: dict[str, Any], line_at_s: flo
         return None
     latency_s = float(front_line.get("latency_s", 0.0))
     arrival_s = line_at_s - latency_s if line_at_s is not None else (stored.accepted_at_s if stored else 0.0) or _arrival_s(answer)
-    model = str(front_line.get("model") or (stored.model if stored else ""))
-    serving = [i for i in wiring.instances().list() if i.model == model or not model]
-    serving = [i for i in serving if _served_at(i, arrival_s)]
+    known = wiring.instances().list()
+    computed_by = next((i for i in known if answer and i.instance_id == answer.instance_id), None)
+    model = str(front_line.get("model") or (stored.model if stored else "") or (computed_by.model if computed_by else ""))
+    serving = [i for i in known if i.model == model and _served_at(i, arrival_s)]
     return RequestStory(
         request_id=request_id,
         at_s=arrival_s,

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# An operator's first hour with markserve, in a minute and a half: what runs, what it costs, why it did what it did, and how to turn its knobs.
+# An operator's first hour with markserve, in two minutes: what runs, what it costs, why it did what it did, and how to turn its knobs.
 # Works on the local system that runs, or starts one and stops it again. Nothing leaves this machine.
 #
 #   examples/tours/operator.sh          (`make tours` records it into docs/tour-operator.md)
@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 PATH="$(realpath -m "${VENV:-.venv}")/bin:$PATH"
 export COLUMNS="${COLUMNS:-132}"
-seconds="${SECONDS_OF_LOAD:-20}"
+seconds="${SECONDS_OF_LOAD:-15}"
 
 say() { printf '\n## %s\n\n' "$*"; }
 run() {
@@ -27,8 +27,11 @@ fi
 say "What runs?"
 run status
 
-say "Some load"
-run load digits --rate 5 --seconds "$seconds" --rt-max 2
+say "Load on a system that has scaled to zero: Lambda answers while instances start"
+run load digits --rate 4 --seconds "$seconds" --rt-max 2
+
+say "The same again, now that workers serve"
+run load digits --rate 4 --seconds "$seconds" --rt-max 2
 
 say "What would the planner do now?"
 run plan --dry-run

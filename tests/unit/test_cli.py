@@ -13,12 +13,11 @@ import boto3
 import numpy as np
 import psutil
 import pytest
-import typer
 from moto import mock_aws
-from typer.core import TyperGroup
 from typer.testing import CliRunner, Result
 
 from cli.main import app
+from cli.reference import commands
 from local.processes import ProcessRecord
 from local.supervisor import SystemState, UpOptions, write_state
 from markserve import wiring
@@ -26,17 +25,7 @@ from markserve.core.types import InstanceState
 from tests.builders import a_forecast_record, a_model_record, a_plan_record, an_instance
 from tests.contract.conftest import create_table
 
-
-def commands(group: TyperGroup, *path: str) -> Iterator[list[str]]:
-    """Every command there is, as a user types it."""
-    for name, command in sorted(group.commands.items()):
-        if isinstance(command, TyperGroup):
-            yield from commands(command, *path, name)
-        else:
-            yield [*path, name]
-
-
-COMMANDS = list(commands(typer.main.get_group(app)))
+COMMANDS = [command.name.split() for command in commands()]
 METADATA = {
     "name": "digits",
     "inputs": [{"name": "image", "datatype": "FP32", "shape": [-1, 1, 2, 2]}],
