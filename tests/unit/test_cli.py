@@ -14,9 +14,12 @@ import numpy as np
 import psutil
 import pytest
 from moto import mock_aws
+from PIL import Image
 from typer.testing import CliRunner, Result
 
+from cli.console import Problem
 from cli.main import app
+from cli.model_input import read_picture
 from cli.reference import commands
 from local.processes import ProcessRecord
 from local.supervisor import SystemState, UpOptions, write_state
@@ -295,3 +298,37 @@ def test_report_is_printed_again(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{}")
 
     assert_fails(markserve("report", str(tmp_path / "bad.json")), 2, "is not a report")
+
+
+# --- pictures ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "datatype", "expected"),
+    [
+        ([-1, 1, 2, 2], "FP32", [[[[1.0, 0.0], [1.0, 0.0]]]]),
+        ([-1, 2, 2, 1], "UINT8", [[[[255], [0]], [[255], [0]]]]),
+    ],
+)
+def test_picture_is_fitted_to_the_declared_tensor(tmp_path: Path, shape: list[int], datatype: str, expected: list[Any]) -> None:
+    Image.fromarray(np.array([[255, 255, 0, 0]] * 4, dtype=np.uint8)).resize((2, 2), Image.Resampling.NEAREST).save(tmp_path / "x.png")
+
+    assert read_picture(tmp_path / "x.png", {"name": "image", "shape": shape, "datatype": datatype}, white=None) == expected
+
+
+def test_infer_takes_a_picture(api: Api, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "white").save(tmp_path / "white.jpg")
+
+    result = markserve("infer", "digits", str(tmp_path / "white.jpg"), "--endpoint", api.url, "--white", "16", "--json")
+
+    assert result.exit_code == 0, result.output
+    (sent,) = api.asked[0]["inputs"]
+    assert (sent["shape"], sent["data"]) == ([1, 1, 2, 2], [[[[16.0, 16.0], [16.0, 16.0]]]])
+
+
+def test_infer_refuses_what_is_no_picture_or_takes_none(api: Api, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"junk")
+
+    assert_fails(markserve("infer", "digits", str(tmp_path / "x.png"), "--endpoint", api.url), 2, "is not a picture")
+    with pytest.raises(Problem, match="does not take pictures"):
+        read_picture(tmp_path / "x.png", {"name": "text", "shape": [-1, 7], "datatype": "INT64"}, white=None)
