@@ -10,7 +10,7 @@ import typer
 from cli.checks import Check, local_checks
 from cli.console import FAILED, Problem, emit_json, emit_table, explained, out, working
 from cli.system import Json
-from cli.target import connect_to_stack, stack_outputs
+from cli.target import connect_to_stack, is_local, stack_outputs
 from local.supervisor import read_state, state_dir
 
 MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
@@ -41,7 +41,7 @@ def _stack() -> list[Check]:
         connect_to_stack()
         from cli.aws_checks import stack_checks
 
-        return stack_checks(stack_outputs())
+        return stack_checks(stack_outputs(), local=is_local())
     except Problem as problem:
         return [Check(name="stack", result="fail", found=str(problem), next_step=problem.next_step)]
     except (BotoCoreError, ClientError) as error:

@@ -15,6 +15,7 @@ from cli.target import connect_to_stack
 
 if TYPE_CHECKING:
     from cli.why import RequestStory
+    from markserve.messages import ForecastRecord
 
 EXPLAINED_S = 86_400.0
 """The registry and the logs are searched this far back."""
@@ -55,13 +56,21 @@ def _explain_plan(at_s: float | None, *, as_json: bool) -> None:
         emit_json(plan if at_s is None else {"plan": plan, "decisions": decisions})
         return
     show_plan(plan)
-    # By its model's newest forecast before the plan: that is the one it was made from.
-    since_s, until_s = plan.created_at_s - EXPLAINED_S, plan.created_at_s + 1e-6
-    made = {m: wiring.control().forecasts(m, since_s=since_s, until_s=until_s)[-1:] for m in sorted(plan.demand_rps)}
-    emit_table("Forecasts", ("model", "forecaster", "why"), [(m, f.forecaster, f.reason) for m, found in made.items() for f in found])
+    forecasts = [found for model in sorted(plan.demand_rps) if (found := _forecast(model, None if at_s is None else plan.created_at_s))]
+    emit_table("Forecasts", ("model", "forecaster", "why"), [(f.model, f.forecaster, f.reason) for f in forecasts])
     if at_s is not None:
         rows = [(when(d.at_s), d.event, d.subject, d.reason) for d in decisions]
         emit_table("Decisions up to then", ("when", "what", "of", "why"), rows)
+
+
+def _forecast(model: str, before_s: float | None) -> ForecastRecord | None:
+    """Return a model's latest forecast, or the one that a plan of the past was made from: the last before it."""
+    from markserve import wiring
+
+    if before_s is None:
+        return wiring.control().latest_forecast(model)
+    found = wiring.control().forecasts(model, since_s=before_s - AROUND_S, until_s=before_s + 1e-6)
+    return found[-1] if found else None
 
 
 def _explain_instance(instance_id: str, *, as_json: bool) -> None:
