@@ -71,7 +71,7 @@ def _show(found: Spending) -> None:
         ("all", found.requests, window["total"], per_million.get("total")),
     ]
     shown = [(part, number, f"{usd:.6f}", _usd(each)) for part, number, usd, each in rows]
-    emit_table(f"The last {found.window_s / 60:.0f} minutes, USD", ("part", "answers", "cost", "per million of its answers"), shown)
+    emit_table(f"The last {found.window_s / 60:.1f} minutes, USD", ("part", "answers", "cost", "per million of its answers"), shown)
     present = Rival(
         name="this stack",
         usd_per_hour=found.usd_per_hour,

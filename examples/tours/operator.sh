@@ -15,14 +15,14 @@ run() {
   markserve "$@"
 }
 
-say "Is this machine fit?"
-run doctor
-
 if ! markserve status > /dev/null 2>&1; then
   trap 'markserve down > /dev/null' EXIT
   say "Start everything: an embedded AWS, the stack, a model, a fleet"
   run up --rt-max 2 --max-instances 3
 fi
+
+say "Is all fit to run?"
+run doctor
 
 say "What runs?"
 run status
@@ -30,7 +30,11 @@ run status
 say "Load on a system that has scaled to zero: Lambda answers while instances start"
 run load digits --rate 4 --seconds "$seconds" --rt-max 2
 
-say "The same again, now that workers serve"
+for _ in $(seq 30); do # the planner has launched some: wait until one serves
+  markserve status --json | grep -q '"state": "serving"' && break
+  sleep 1
+done
+say "The same again, now that a worker serves"
 run load digits --rate 4 --seconds "$seconds" --rt-max 2
 
 say "What would the planner do now?"
