@@ -22,7 +22,7 @@ AUDIT_STAMP := $(AUDIT_VENV)/.installed
 CONFIG_ENV ?= dev
 
 .PHONY: help setup demo test test-fast check format bench-policy bench-experiments bench-forecast pretrain-lstm bench-lstm up down status clean
-.PHONY: validate build build-zip deploy worker-bundle tables audit
+.PHONY: validate build build-zip deploy worker-bundle tables tours audit
 
 help: ## Print this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
@@ -105,6 +105,9 @@ deploy: build ## Deploy what was built; CONFIG_ENV=dev|prod picks the section of
 
 worker-bundle: setup ## Build the worker bundle; UPLOAD=stack-name puts it into that stack's bucket; prints WorkerBundleKey
 	@$(BIN)/python -m local.bundle $(if $(UPLOAD),--upload $(UPLOAD))
+
+tours: setup ## Run the tours on a local system, and record them into docs/ (three minutes)
+	VENV=$(VENV) examples/tours/operator.sh | $(BIN)/python -m local.tour docs/tour-operator.md
 
 tables: setup ## Bring the generated tables of docs/ up to date
 	$(BIN)/python -m local.tables

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, NoReturn
 
 import msgspec
 import typer
 from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from markserve.errors import ConfigurationError, InvalidRequest, MarkserveError
@@ -18,7 +20,16 @@ from markserve.errors import ConfigurationError, InvalidRequest, MarkserveError
 out = Console()
 err = Console(stderr=True)
 
-FAILED, BAD_USAGE, INTERRUPTED = 1, 2, 130
+FAILED, BAD_USAGE, NOT_RUNNING, INTERRUPTED = 1, 2, 3, 130
+
+EXIT_CODES = {
+    0: "done",
+    FAILED: "not done, or a promise was broken: a request unanswered, an objective missed, a check failed; standard error says which",
+    BAD_USAGE: "bad input: an option, a value, or a name of something that does not exist; nothing was changed",
+    NOT_RUNNING: "there is nothing to work on: no local system runs, or there is no stack of that name",
+    INTERRUPTED: "interrupted from the keyboard",
+}
+"""What every command ends with."""
 
 
 class Problem(Exception):  # not always an error of ours: nothing may be running
@@ -32,7 +43,7 @@ class Problem(Exception):  # not always an error of ours: nothing may be running
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn failures into one line, a next step and an exit code: 2 for what the caller got wrong, 1 for the rest."""
+    """Turn failures into one line, a next step and an exit code: 2 for what the caller got wrong, 3 where nothing runs, 1 for the rest."""
     try:
         yield
     except Problem as problem:
@@ -54,6 +65,23 @@ def _end(message: str, next_step: str, code: int) -> NoReturn:
     if next_step:
         err.print(f"next:  {next_step}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(code)
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """Show on a terminal's standard error that something takes a moment, and for how long it has."""
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=err, transient=True) as bar:
+        bar.add_task(text)
+        yield
+
+
+def when(at_s: float) -> str:
+    """Write an instant for people, in their own time zone.
+
+    >>> len(when(0.0))
+    19
+    """
+    return datetime.fromtimestamp(at_s).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def emit_json(value: Any) -> None:

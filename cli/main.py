@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+from typing import Annotated
+
 import typer
 
-from cli import catalog, characterize, clients, control, destroy, experiments, forecast, models, report, requests, simulate, system
+from cli import (
+    catalog,
+    characterize,
+    clients,
+    control,
+    cost,
+    destroy,
+    dlq,
+    doctor,
+    experiments,
+    explain,
+    forecast,
+    logs,
+    models,
+    plan,
+    report,
+    requests,
+    simulate,
+    system,
+)
+from cli.console import EXIT_CODES
 
 app = typer.Typer(
     name="markserve",
     help="Serve models within a latency objective at the least cost. Works on the local system (`markserve up`), or on the "
-    "stack that MARKSERVE_ variables name.",
+    "stack that MARKSERVE_STACK_NAME names.",
+    epilog="Exit codes: " + "; ".join(f"{code} {meaning.split(':')[0]}" for code, meaning in EXIT_CODES.items()),
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
@@ -22,7 +45,11 @@ for name, command, example in (
     ("status", system.status, "markserve status --json"),
     ("demo", system.demo, "markserve demo --rate 8 --seconds 120"),
     ("report", report.report, "markserve report    |    markserve report runs/day --out day.html"),
-    ("infer", requests.infer, "markserve infer digits image.npy    |    echo '[[[[0, ...]]]]' | markserve infer digits -"),
+    (
+        "infer",
+        requests.infer,
+        "markserve infer digits photo.png    |    echo '[[[[0, ...]]]]' | markserve infer digits -",
+    ),
     ("load", requests.load, "markserve load digits --rate 10 --seconds 30    |    markserve load digits --trace day.csv.gz --scale 0.1"),
     ("profile", models.profile, "markserve profile digits --instance-type c5.large"),
     (
@@ -41,7 +68,15 @@ for name, command, example in (
         "markserve experiments all --quick --out runs/try    |    markserve experiments macro --trace day.csv.gz --out runs/paper --resume",
     ),
     ("destroy", destroy.destroy, "markserve destroy --dry-run    |    markserve destroy --stack markserve-dev"),
-    ("explain", control.explain, "markserve explain    |    markserve explain --instance i-0abc"),
+    ("plan", plan.plan, "markserve plan --dry-run"),
+    ("explain", explain.explain, "markserve explain    |    markserve explain --at 10m    |    markserve explain --request 5f0c..."),
+    ("cost", cost.cost, "markserve cost --since 1h"),
+    (
+        "logs",
+        logs.logs,
+        "markserve logs --function plan --since 1h    |    markserve logs --request 5f0c...",
+    ),
+    ("doctor", doctor.doctor, "markserve doctor --json"),
 ):
     app.command(name, epilog=f"Example: `{example}`")(command)
 app.add_typer(models.app, name="models")
@@ -49,6 +84,21 @@ app.add_typer(control.app, name="params")
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(forecast.app, name="forecast")
 app.add_typer(clients.app, name="clients")
+app.add_typer(dlq.app, name="dlq")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"markserve {importlib.metadata.version('markserve')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    """Take the options that stand before a command."""
+    del version
 
 
 if __name__ == "__main__":

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json as json_codec
-import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -14,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from cli.console import BAD_USAGE, FAILED, Problem, emit_json, emit_table, explained, out
+from cli.console import BAD_USAGE, FAILED, Problem, emit_json, emit_table, err, explained, out
+from cli.model_input import existing, is_picture, load_array, read_picture, read_value
 from cli.system import Json
 from cli.target import api_url, running_system
 from local.supervisor import work_dir
@@ -30,20 +29,30 @@ Endpoint = Annotated[str | None, typer.Option(help="Base URL of the API; default
 @explained()
 def infer(
     model: Annotated[str, typer.Argument(help="Name of the model.")],
-    source: Annotated[str, typer.Argument(help="A .npy or JSON file, or - for stdin: a V2 request, or the input alone.")] = "-",
+    source: Annotated[
+        str, typer.Argument(help="A .npy, JSON, PNG or JPEG file, or - for JSON on stdin: a V2 request, or the input alone.")
+    ] = "-",
     version: Annotated[str | None, typer.Option(help="Version of the model; default: the live one.")] = None,
+    white: Annotated[float | None, typer.Option(help="Of a picture: a white pixel's value; default: 1 for floats, else 255.")] = None,
     endpoint: Endpoint = None,
     json: Json = False,
 ) -> None:
     """Ask a model once and print its answer."""
     base = api_url(endpoint)
     path = f"/v2/models/{model}" + (f"/versions/{version}" if version else "")
-    given = _read_input(source)
-    if not (isinstance(given, dict) and "inputs" in given):
-        given = _as_request(given, _call(base + path))
-    answer = _call(f"{base}{path}/infer", given)
+    if is_picture(source):
+        picture = existing(source)
+        metadata, _ = _call(base + path)
+        given = _as_request(read_picture(picture, _only_input(metadata), white=white), metadata)
+    else:
+        given = read_value(source)
+        if not (isinstance(given, dict) and "inputs" in given):
+            given = _as_request(given, _call(base + path)[0])
+    answer, headers = _call(f"{base}{path}/infer", given)
+    how = {name.removeprefix("x-markserve-").replace("-", "_"): text for name, text in headers.items() if name.startswith("x-markserve-")}
     if json:
-        emit_json(answer)
+        # The protocol's own place for what a server adds.
+        emit_json({**answer, "parameters": {**answer.get("parameters", {}), **how}} if how else answer)
         return
     for output in answer["outputs"]:
         rows = output["shape"][0] if output["shape"] else 1
@@ -54,6 +63,10 @@ def infer(
             ("row", "values"),
             [(row, " ".join(_value_text(value) for value in data[row * width : (row + 1) * width])) for row in range(rows)],
         )
+
+    if "request_id" in how:
+        why = f"answered by {how.get('tier', 'nobody')}; why: `markserve explain --request {how['request_id']}`"
+        err.print(why, markup=False, highlight=False, soft_wrap=True)
 
 
 def _figure_text(value: object) -> str:
@@ -66,40 +79,9 @@ def _value_text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _read_input(source: str) -> Any:
-    """Read what to ask: parsed JSON, or an array as nested lists."""
-    if source == "-":
-        return _parse_json(sys.stdin.read(), "standard input")
-    path = Path(source)
-    if not path.is_file():
-        raise Problem(f"there is no file {source}", next_step="give a .npy or JSON file, or - for standard input", code=BAD_USAGE)
-    if path.suffix != ".npy":
-        return _parse_json(path.read_text(encoding="utf-8", errors="replace"), source)
-    return _load_array(path).tolist()
-
-
-def _load_array(path: Path) -> Any:
-    import numpy as np
-
-    try:
-        return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise Problem(f"{path} is not a NumPy array: {error}", next_step="save one with numpy.save", code=BAD_USAGE) from error
-
-
-def _parse_json(text: str, name: str) -> Any:
-    try:
-        return json_codec.loads(text)
-    except json_codec.JSONDecodeError as error:
-        raise Problem(f"{name} is not JSON: {error}", next_step="see `markserve infer --help`", code=BAD_USAGE) from error
-
-
 def _as_request(data: Any, metadata: dict[str, Any]) -> dict[str, Any]:
     """Wrap the bare value of a model's only input as a V2 request."""
-    if len(metadata["inputs"]) != 1:
-        names = ", ".join(tensor["name"] for tensor in metadata["inputs"])
-        raise Problem(f"the model has several inputs ({names})", next_step='give a V2 request: {"inputs": [...]}', code=BAD_USAGE)
-    (spec,) = metadata["inputs"]
+    spec = _only_input(metadata)
     shape, inner = [], data
     while isinstance(inner, list):
         shape.append(len(inner))
@@ -109,14 +91,22 @@ def _as_request(data: Any, metadata: dict[str, Any]) -> dict[str, Any]:
     return {"inputs": [{"name": spec["name"], "datatype": spec["datatype"], "shape": shape, "data": data}]}
 
 
-def _call(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Ask the API; raises `Problem` with the API's own reason."""
+def _only_input(metadata: dict[str, Any]) -> dict[str, Any]:
+    if len(metadata["inputs"]) != 1:
+        names = ", ".join(tensor["name"] for tensor in metadata["inputs"])
+        raise Problem(f"the model has several inputs ({names})", next_step='give a V2 request: {"inputs": [...]}', code=BAD_USAGE)
+    (spec,) = metadata["inputs"]
+    return dict(spec)
+
+
+def _call(url: str, body: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, str]]:
+    """Ask the API, for its answer and the headers; raises `Problem` with the API's own reason."""
     data = None if body is None else json_codec.dumps(body).encode()
     request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})  # noqa: S310  # api_url checked the scheme
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310
             answer: dict[str, Any] = json_codec.loads(response.read())
-            return answer
+            return answer, {name.lower(): text for name, text in response.headers.items()}
     except urllib.error.HTTPError as error:
         with error:
             text = error.read().decode("utf-8", errors="replace")
@@ -159,7 +149,7 @@ def load(
             require_loopback(base)
         except ValueError as error:
             raise Problem(str(error), next_step="add --allow-remote", code=BAD_USAGE) from error
-    metadata = _call(f"{base}/v2/models/{model}")
+    metadata, _ = _call(f"{base}/v2/models/{model}")
     arrivals = _arrivals(rate=rate, seconds=seconds, trace=trace, scale=scale, seed=seed)
     if not arrivals:
         raise Problem("the load has no requests", next_step="raise --rate, --seconds or --scale", code=BAD_USAGE)
@@ -192,7 +182,7 @@ def _samples(model: str, inputs: Path | None) -> list[Sample]:
     from local.load import Sample
 
     if inputs is not None:
-        return [Sample(tensor=np.ascontiguousarray(row[None])) for row in _load_array(inputs)]
+        return [Sample(tensor=np.ascontiguousarray(row[None])) for row in load_array(inputs)]
     if model != running_system().model:
         raise Problem(f"there are no sample inputs for {model}", next_step="give rows with --inputs rows.npy", code=BAD_USAGE)
     with np.load(work_dir() / "held_out.npz", allow_pickle=False) as held_out:

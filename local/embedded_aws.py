@@ -149,6 +149,8 @@ def start_embedded_aws(
         "LAMBDA_WARM_TTL_SECONDS": str(WARM_LAMBDA_TTL_S),
         "MINISTACK_WORKER_THREADS": str(WORKER_THREADS),
         "LOG_LEVEL": "WARNING",
+        # Functions inherit the environment, and would take the emulator's own level for theirs.
+        "POWERTOOLS_LOG_LEVEL": "INFO",
         "AUTH": str(enforce_iam).lower(),
         **({LAMBDA_PYTHON: str(lambda_python)} if lambda_python else {}),
         **{f"MINISTACK_LAMBDA_PROXY_{name}": f"http://127.0.0.1:{image_port}/" for name, image_port in image_ports.items()},

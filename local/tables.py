@@ -7,6 +7,7 @@ from pathlib import Path
 
 from samtranslator.yaml_helper import yaml_parse
 
+from cli.reference import pages
 from local.allowed_actions import markdown
 from markserve.core.tunables import parameter_table
 
@@ -17,7 +18,9 @@ _TABLE = re.compile(r"(?<=<!-- generated -->\n).*?(?=<!-- end -->)", re.DOTALL)
 def main() -> None:
     """Replace what stands between the markers."""
     template = yaml_parse((REPOSITORY / "template.yaml").read_text(encoding="utf-8"))
-    for name, table in (("parameters.md", parameter_table()), ("security.md", markdown(template))):
+    tables = {"parameters.md": parameter_table(), "security.md": markdown(template)}
+    tables |= {f"reference/{name}": write() for name, write in pages(template).items()}
+    for name, table in tables.items():
         path = REPOSITORY / "docs" / name
         # Backslashes of the table are its own, not the substitution's.
         path.write_text(_TABLE.sub(table.replace("\\", r"\\"), path.read_text(encoding="utf-8")), encoding="utf-8")

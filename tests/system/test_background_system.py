@@ -21,6 +21,7 @@ from tests.system.live import eventually
 pytestmark = pytest.mark.system
 
 MARKSERVE = Path(sys.executable).parent / "markserve"
+TOUR = Path(__file__).resolve().parents[2] / "examples/tours/operator.sh"
 COMMAND_TIMEOUT_S = 200.0
 
 
@@ -68,10 +69,22 @@ def test_system_serves_between_up_and_down_and_leaves_nothing_behind(tmp_path: P
         eventually("there is a plan to explain", lambda: markserve(state_dir, "explain").returncode == 0)
         assert printed(state_dir, "explain")["plan_id"].startswith("plan-")
 
+        toured = subprocess.run(  # noqa: S603  # our own script
+            [TOUR],
+            env={**os.environ, "MARKSERVE_LOCAL_DIR": str(state_dir), "VENV": str(MARKSERVE.parent.parent), "SECONDS_OF_LOAD": "4"},
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_TIMEOUT_S,
+            check=False,
+        )
+        assert toured.returncode == 0, toured.stderr + toured.stdout
+        assert "the front's log line is not there" not in toured.stdout
+        assert "planned plan_id=plan-" in toured.stdout
+
         processes = [supervisor, *supervisor.children(recursive=True)]
     finally:
         stopped = printed(state_dir, "down")
     assert stopped == {"stopped": True}
     assert [process for process in processes if process.is_running()] == []
     assert not is_open(up["api_url"])
-    assert markserve(state_dir, "status").returncode == 1
+    assert markserve(state_dir, "status").returncode == 3

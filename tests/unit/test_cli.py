@@ -14,9 +14,13 @@ import numpy as np
 import psutil
 import pytest
 from moto import mock_aws
+from PIL import Image
 from typer.testing import CliRunner, Result
 
+from cli.console import Problem
 from cli.main import app
+from cli.model_input import read_picture
+from cli.reference import commands
 from local.processes import ProcessRecord
 from local.supervisor import SystemState, UpOptions, write_state
 from markserve import wiring
@@ -24,26 +28,7 @@ from markserve.core.types import InstanceState
 from tests.builders import a_forecast_record, a_model_record, a_plan_record, an_instance
 from tests.contract.conftest import create_table
 
-COMMANDS = (
-    ["up"],
-    ["down"],
-    ["status"],
-    ["demo"],
-    ["report"],
-    ["infer"],
-    ["load"],
-    ["profile"],
-    ["explain"],
-    ["forecast", "backtest"],
-    ["forecast", "show"],
-    ["models", "register"],
-    ["models", "list"],
-    ["models", "show"],
-    ["params", "get"],
-    ["params", "set"],
-    ["catalog", "show"],
-    ["catalog", "refresh"],
-)
+COMMANDS = [command.name.split() for command in commands()]
 METADATA = {
     "name": "digits",
     "inputs": [{"name": "image", "datatype": "FP32", "shape": [-1, 1, 2, 2]}],
@@ -85,7 +70,7 @@ def test_help_shows_an_example_for_every_command(command: list[str]) -> None:
     "command", [["status"], ["explain"], ["models", "list"], ["params", "get"], ["infer", "digits", "-"], ["load", "digits"]], ids=" ".join
 )
 def test_command_names_the_next_step_when_nothing_runs(command: list[str]) -> None:
-    assert_fails(markserve(*command, stdin="[1]"), 1, "no local system is running", "next:  start one with `markserve up`")
+    assert_fails(markserve(*command, stdin="[1]"), 3, "no local system is running", "next:  start one with `markserve up`")
 
 
 def test_down_is_content_when_nothing_runs() -> None:
@@ -113,7 +98,7 @@ def test_state_of_a_dead_system_counts_as_nothing_running() -> None:
     process = ProcessRecord(name="supervisor", pid=psutil.Process().pid, created_at_s=0.0)  # the id was given to somebody else since
     write_state(SystemState(process=process, options=UpOptions(), phase="ready"))
 
-    assert_fails(markserve("status"), 1, "no local system is running")
+    assert_fails(markserve("status"), 3, "no local system is running")
 
 
 @pytest.mark.parametrize(
@@ -313,3 +298,37 @@ def test_report_is_printed_again(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{}")
 
     assert_fails(markserve("report", str(tmp_path / "bad.json")), 2, "is not a report")
+
+
+# --- pictures ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "datatype", "expected"),
+    [
+        ([-1, 1, 2, 2], "FP32", [[[[1.0, 0.0], [1.0, 0.0]]]]),
+        ([-1, 2, 2, 1], "UINT8", [[[[255], [0]], [[255], [0]]]]),
+    ],
+)
+def test_picture_is_fitted_to_the_declared_tensor(tmp_path: Path, shape: list[int], datatype: str, expected: list[Any]) -> None:
+    Image.fromarray(np.array([[255, 255, 0, 0]] * 4, dtype=np.uint8)).resize((2, 2), Image.Resampling.NEAREST).save(tmp_path / "x.png")
+
+    assert read_picture(tmp_path / "x.png", {"name": "image", "shape": shape, "datatype": datatype}, white=None) == expected
+
+
+def test_infer_takes_a_picture(api: Api, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "white").save(tmp_path / "white.jpg")
+
+    result = markserve("infer", "digits", str(tmp_path / "white.jpg"), "--endpoint", api.url, "--white", "16", "--json")
+
+    assert result.exit_code == 0, result.output
+    (sent,) = api.asked[0]["inputs"]
+    assert (sent["shape"], sent["data"]) == ([1, 1, 2, 2], [[[[16.0, 16.0], [16.0, 16.0]]]])
+
+
+def test_infer_refuses_what_is_no_picture_or_takes_none(api: Api, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"junk")
+
+    assert_fails(markserve("infer", "digits", str(tmp_path / "x.png"), "--endpoint", api.url), 2, "is not a picture")
+    with pytest.raises(Problem, match="does not take pictures"):
+        read_picture(tmp_path / "x.png", {"name": "text", "shape": [-1, 7], "datatype": "INT64"}, white=None)
