@@ -118,7 +118,7 @@ class GatedQueue(MemoryWorkQueue):
 
     def delete(self, receipts: Sequence[str]) -> None:
         def run() -> None:
-            keys = [key for key in map(self._by_receipt.get, receipts) if key is not None]
+            keys = [key for receipt in receipts if (key := self._by_receipt.get(receipt, -1)) in self._envelopes]
             for key in keys:
                 self._check_deletable(key)
                 self._lost[key] = (self._envelopes[key].body, self._envelopes[key].receive_count)
