@@ -254,6 +254,7 @@ class Day:
             now_s=self.now_s,
             events=self.events,
         )
+        forecast.metrics.clear_metrics()  # the handler would print them; nobody watches this day
         for batch in self.sink.batches:
             self._deliver([ingest.Report(message_id=batch.batch_id, body=encode(batch).decode())])
         self.sink.batches.clear()

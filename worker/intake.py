@@ -62,7 +62,8 @@ class Intake:
         """
         deaths = received.receive_count - 1 + received.request.suspect
         if deaths >= POISON_DEATHS:
-            return self._give_up(received, deaths, now_s)
+            reason = f"not run: {deaths} workers died or fell silent holding it, the last one running it alone"
+            return self._refuse(received, AnswerError(status=500, message=reason), now_s, dead_letter_reason=reason)
         try:
             if deaths and self._mailbox.is_answered(received.request.request_id):
                 self._mailbox.forget([received])
@@ -80,18 +81,6 @@ class Intake:
             return self._refuse(received, AnswerError(status=500, message=str(error)), now_s)
         rows = next((tensor.shape[0] for tensor in request.inputs if tensor.shape), 1)
         return Work(received=received, request=request, rows=max(1, rows), received_at_s=now_s, is_suspect=deaths > 0)
-
-    def _give_up(self, received: ReceivedRequest, deaths: int, now_s: float) -> Finished | None:
-        """Bury a message that seems to kill workers, unless they died after they had answered it."""
-        try:
-            if self._mailbox.is_answered(received.request.request_id):
-                self._mailbox.forget([received])
-                return None
-        except Transient as error:
-            # Whether it was answered or not, it must not be run: the answer that stands, if any, stays.
-            logger.warning("%s: buried without knowing whether it was answered: %s", received.request.request_id, error)
-        reason = f"not run: {deaths} workers died or fell silent holding it, the last one running it alone"
-        return self._refuse(received, AnswerError(status=500, message=reason), now_s, dead_letter_reason=reason)
 
     def _refuse(self, received: ReceivedRequest, error: AnswerError, now_s: float, *, dead_letter_reason: str | None = None) -> Finished:
         logger.warning("%s: refused: %s", received.request.request_id, error.message)
