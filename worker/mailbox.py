@@ -58,13 +58,15 @@ class Mailbox:
 
     def deliver(self, finished: Finished) -> bool:
         """Store an answer and let go of its message; False leaves the message to be redelivered."""
-        if not self._store(finished.answer):
+        is_first = self._store(finished.answer)
+        if is_first is None:
             return False
         self._tracing.note(finished.received.request, finished.answer)
-        if finished.dead_letter_reason is None:
+        reason = finished.dead_letter_reason
+        if reason is None or not is_first:
+            # Somebody who was slow, or died after answering, has answered what looked like poison: it is none.
             self.forget([finished.received])
         else:
-            reason = finished.dead_letter_reason
             self._attempt(lambda: self._queue.reject(finished.received, reason=reason), "not moved to the dead-letter queue yet")
         with self._lock:
             count = len(self._deletable) // DELETE_BATCH * DELETE_BATCH
@@ -102,19 +104,21 @@ class Mailbox:
         if self._attempt(lambda: self._queue.send(received.request.as_suspect()), "not sent again before its visibility timeout"):
             self.forget([received])
 
-    def _store(self, answer: Answer) -> bool:
+    def _store(self, answer: Answer) -> bool | None:
+        """Whether this is now the answer; None when that could not be stored, or found out."""
         for wait_s in (*STORE_RETRY_S, None):
             try:
                 answer = offload_outputs(answer, self._blobs)
-                if not self._results.put_answer(answer, expires_at_s=self._clock() + RESULT_RETENTION_S):
+                is_first = self._results.put_answer(answer, expires_at_s=self._clock() + RESULT_RETENTION_S)
+                if not is_first:
                     logger.info("%s: answered before by another", answer.request_id)
             except Transient as error:
                 logger.warning("%s: answer not stored: %s", answer.request_id, error)
                 if wait_s is not None:
                     self._pause(wait_s)
             else:
-                return True
-        return False
+                return is_first
+        return None
 
     def _delete(self, receipts: list[str]) -> None:
         if receipts and not self._attempt(lambda: self._queue.delete(receipts), f"{len(receipts)} messages not deleted yet"):

@@ -326,3 +326,17 @@ def test_message_given_back_by_two_drains_does_not_look_like_poison() -> None:
     assert answer is not None
     assert answer.error is None
     assert rig.queue.dead_letters == []
+
+
+def test_poison_that_somebody_answered_meanwhile_is_not_buried() -> None:
+    rig = Rig()
+    rig.send_async("r-1")
+    for _ in range(2):  # two workers die holding it, the second one after it has answered
+        rig.queue.receive(max_messages=1, wait_s=0.0)
+        rig.clock.pause(31.0)
+    rig.results.put_answer(an_answer(request_id="r-1"), expires_at_s=NOW_S + 60)
+
+    rig.receive()
+    rig.engine.tidy()
+
+    assert (rig.queue.dead_letters, rig.queue.depth()) == ([], 0)

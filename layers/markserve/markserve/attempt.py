@@ -21,6 +21,8 @@ GRACE_S = 1.0
 """Waiting goes on this long after the deadline: a late answer still beats none, and one batch may be finishing."""
 SPILL_RETRY_S = 0.1
 """Pause between two attempts at a spillover function that is at its limit."""
+RECORD_RETRY_S = 0.05
+"""Pause between two attempts to record an answer: a few times a throttled write's own time."""
 POLL_SHARE = 0.02
 POLL_MIN_S = 0.01
 """Shortest interval between two polls: a share of the objective, at least two reads' worth."""
@@ -170,11 +172,23 @@ class Attempt:
         return (answer if self.may_retry else self._claim(answer)), reason
 
     def _claim(self, answer: Answer) -> Answer:
-        """Make `answer` the one answer, or return the one that came first."""
+        """Make `answer` the one answer, or return the one that came first.
+
+        Without a key this response is the only one the client gets, so a table that does not answer does not matter. Under a
+        key, what is not recorded is not given out: a retry could find another answer.
+        """
         ttl_s = KEPT_TTL_S if self.may_retry else SYNC_TTL_S
-        try:
-            if self.results.put_answer(answer, expires_at_s=self.now_s() + ttl_s):
-                return answer
-        except Transient:
-            return answer  # computed, and this response is the only one the client gets
-        return self._read() or answer
+        while True:
+            try:
+                if self.results.put_answer(answer, expires_at_s=self.now_s() + ttl_s):
+                    return answer
+                stored = self.results.get(self.request.request_id)
+            except Transient:
+                if not self.may_retry:
+                    return answer
+                if self.now_s() >= self.deadline_at_s + GRACE_S:
+                    error = AnswerError(status=503, message="the answer could not be recorded; try again under the same key")
+                    return Answer(request_id=answer.request_id, tier=answer.tier, error=error, finished_at_s=self.now_s())
+                self.sleep(RECORD_RETRY_S)
+            else:
+                return (stored and stored.answer) or answer

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from importlib.resources import files
 from typing import Any
 
 import msgspec
@@ -50,7 +52,7 @@ def internal_error(request: HttpRequest) -> HttpResponse:
 
 def _dispatch(request: HttpRequest, front: Front) -> HttpResponse:
     allowed: list[str] = []
-    for method, pattern, view in _ROUTES:
+    for method, pattern, view in ROUTES:
         params = _match(pattern, request.segments)
         if params is None:
             continue
@@ -81,6 +83,16 @@ def _match(pattern: str, segments: Sequence[str]) -> dict[str, str] | None:
 
 def _server_metadata(front: Front, request: HttpRequest) -> HttpResponse:  # noqa: ARG001  # every view takes both
     return _json(200, oip.server_metadata())
+
+
+@lru_cache(maxsize=1)
+def openapi_document() -> bytes:
+    """Return the OpenAPI document of this API."""
+    return (files("markserve") / "data/openapi.json").read_bytes()
+
+
+def _openapi(front: Front, request: HttpRequest) -> HttpResponse:  # noqa: ARG001
+    return HttpResponse(status=200, body=openapi_document(), headers={"content-type": "application/json"})
 
 
 def _live(front: Front, request: HttpRequest) -> HttpResponse:  # noqa: ARG001
@@ -143,7 +155,8 @@ def _result(front: Front, request: HttpRequest, request_id: str) -> HttpResponse
     return HttpResponse(status=200, body=body, headers={**headers, **_how(answer)})
 
 
-_ROUTES: tuple[tuple[str, str, View], ...] = (
+ROUTES: tuple[tuple[str, str, View], ...] = (
+    ("GET", "openapi.json", _openapi),
     ("GET", "v2", _server_metadata),
     ("GET", "v2/health/live", _live),
     ("GET", "v2/health/ready", _ready),
