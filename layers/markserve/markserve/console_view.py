@@ -38,6 +38,7 @@ ENDED_SHOWN_S = 900.0
 PARAMETER_IN_FORCE_S = 30.0
 """What operators are promised: every process reads parameters again within this time."""
 VALUE_MAX_CHARACTERS = 64
+KINDS = {float: "number", int: "integer", bool: "boolean"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,15 +179,16 @@ class Console:
         if model is not None:
             self._ports.models.get(model)
         of_stack, values = asdict(self._ports.parameters.get()), asdict(self._ports.parameters.get(model))
+        defaults = asdict(Tunables())
         return Parameters(
             model=model,
             in_force_within_s=PARAMETER_IN_FORCE_S,
             parameters=[
                 ParameterView(
                     name=spec.name.replace("_", "-"),
-                    kind={float: "number", int: "integer", bool: "boolean"}[type(spec.default)],
+                    kind=KINDS[type(defaults[spec.name])],
                     value=values[spec.name],
-                    default=spec.default,
+                    default=defaults[spec.name],
                     lowest=spec.metadata["low"],
                     highest=spec.metadata["high"],
                     doc=spec.metadata["doc"],

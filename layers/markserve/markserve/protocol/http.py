@@ -155,7 +155,7 @@ def _is_operator(authorizer: Mapping[str, Any]) -> bool:
     if jwt := authorizer.get("jwt"):
         return OPERATE_SCOPE in str(jwt["claims"].get("scope", "")).split()
     if context := authorizer.get("lambda"):
-        return context.get("operator") == "true"
+        return bool(context.get("operator") == "true")
     return True
 
 
