@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import typer
 
-from cli import catalog, characterize, clients, control, destroy, experiments, forecast, models, report, requests, simulate, system
+from cli import (
+    catalog,
+    characterize,
+    clients,
+    console_page,
+    control,
+    destroy,
+    experiments,
+    forecast,
+    models,
+    report,
+    requests,
+    simulate,
+    system,
+)
 
 app = typer.Typer(
     name="markserve",
@@ -21,6 +35,7 @@ for name, command, example in (
     ("down", system.down, "markserve down"),
     ("status", system.status, "markserve status --json"),
     ("demo", system.demo, "markserve demo --rate 8 --seconds 120"),
+    ("console", console_page.console, "markserve console --open"),
     ("report", report.report, "markserve report    |    markserve report runs/day --out day.html"),
     ("infer", requests.infer, "markserve infer digits image.npy    |    echo '[[[[0, ...]]]]' | markserve infer digits -"),
     ("load", requests.load, "markserve load digits --rate 10 --seconds 30    |    markserve load digits --trace day.csv.gz --scale 0.1"),

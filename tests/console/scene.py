@@ -118,6 +118,11 @@ class Scene:
             "isBase64Encoded": True,
         }
 
+    @staticmethod
+    def body_of(event: Mapping[str, Any]) -> bytes:
+        """Body of an event of ours."""
+        return base64.b64decode(event["body"])
+
     def answer(self, event: Mapping[str, Any]) -> dict[str, Any]:
         """Answer as the function does."""
         response = respond(request_from_event(event), console=lambda: self.console, pages=pages())
