@@ -21,8 +21,8 @@ WAIT_S = 15.0
 
 
 @contextmanager
-def browser(width: int = 1280, height: int = 900, *, dark: bool = False) -> Iterator[Any]:
-    """Open a browser window of this size."""
+def chromium() -> Iterator[Any]:
+    """Start a browser."""
     webdriver = pytest.importorskip("selenium.webdriver")
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM or ""
@@ -31,14 +31,32 @@ def browser(width: int = 1280, height: int = 900, *, dark: bool = False) -> Iter
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
     try:
-        # The window of a headless browser has a least width; the emulated screen has none.
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        feature = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
         yield driver
     finally:
         driver.quit()
+
+
+@contextmanager
+def tab(driver: Any, width: int = 1280, height: int = 900, *, dark: bool = False) -> Iterator[Any]:
+    """Open a tab of this size, with a session storage of its own; it is closed afterwards."""
+    before = driver.current_window_handle
+    driver.switch_to.new_window("tab")
+    for log in ("browser", "performance"):
+        driver.get_log(log)
+    # The window of a headless browser has a least width; the emulated screen has none.
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen(width, height))
+    feature = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    try:
+        yield driver
+    finally:
+        driver.close()
+        driver.switch_to.window(before)
+
+
+def screen(width: int, height: int) -> dict[str, Any]:
+    """Metrics of a screen; a narrow one is a telephone's."""
+    return {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
 
 
 def until(driver: Any, condition: str, *, within_s: float = WAIT_S) -> Any:

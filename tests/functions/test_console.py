@@ -14,7 +14,6 @@ from functions.console import app
 from functions.ingest.app import LEAD_STEPS, SHORT_STEPS, SLIDING_STEPS
 from local.deployer import REPOSITORY, load_template
 from markserve import console_cost, console_service, wiring
-from markserve.adapters.memory import MemoryParameterSource, MemoryParameterWriter
 from markserve.core.cost import spill_cost_per_request_usd
 from markserve.core.tunables import Tunables
 from markserve.core.types import InstanceState
@@ -353,13 +352,6 @@ def test_function_logs_who_changed_what(monkeypatch: pytest.MonkeyPatch) -> None
     ((message, extra),) = lines
     assert message == "parameter_set"
     assert (extra["by"], extra["parameter"], extra["old"], extra["new"]) == ("iam:arn:aws:iam::123456789012:user/ann", "headroom", 1.0, 1.5)
-
-
-def test_memory_writer_is_seen_by_its_source() -> None:
-    source = MemoryParameterSource()
-    MemoryParameterWriter(source).put("rt-max-s", "0.4")
-
-    assert source.get().rt_max_s == 0.4
 
 
 def test_recorded_request_is_read_with_its_query_and_its_caller() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from local.system import LocalSystem
 from markserve import wiring
-from tests.console.browser import browser, complaints, needs_chromium, opened, text_of, until
+from tests.console.browser import chromium, complaints, needs_chromium, opened, screen, tab, text_of, until
 from tests.system.live import call, eventually, infer_all
 
 pytestmark = pytest.mark.system
@@ -77,7 +77,7 @@ def test_parameter_set_through_the_api_is_what_the_stack_goes_by(system: LocalSy
 def test_page_draws_the_running_system(system: LocalSystem) -> None:
     loaded(system)
     for width, dark in ((1280, False), (1280, True), (390, False), (390, True)):
-        with browser(width, 900 if width > 600 else 844, dark=dark) as driver:
+        with chromium() as started, tab(started, width, dark=dark) as driver:
             opened(driver, system.deployment.api_url)
             driver.execute_script("const m = document.getElementById('minutes'); m.value = '5'; m.dispatchEvent(new Event('change'))")
             until(driver, "document.getElementById('cost-said').textContent.includes('the last 5 minutes')")
@@ -94,7 +94,6 @@ def test_page_draws_the_running_system(system: LocalSystem) -> None:
 
 def take_picture(driver: Any, path: Path, width: int) -> None:
     height = min(driver.execute_script("return document.documentElement.scrollHeight"), 2200)
-    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen(width, height))
     time.sleep(0.5)
     driver.save_screenshot(str(path))
