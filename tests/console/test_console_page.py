@@ -195,6 +195,23 @@ def test_stack_with_keys_asks_for_one_refuses_a_wrong_one_and_keeps_a_good_one_f
         ]
 
 
+def test_stack_that_wants_signatures_says_how_to_get_in(page: Any) -> None:
+    scene = busy_now()
+    inner = scene.answer
+    refused = {
+        "statusCode": 403,
+        "headers": {"content-type": "application/json"},
+        "body": '{"message":"Forbidden"}',
+        "isBase64Encoded": False,
+    }
+    scene.answer = lambda event: refused if event["rawPath"].startswith("/v2/") else inner(event)  # type: ignore[method-assign]  # a gateway
+    with served(scene) as url, tab(page) as driver:
+        driver.get(f"{url}/console")
+        until(driver, "!document.getElementById('signin').hidden")
+
+        assert "run `markserve console --open`" in text_of(driver, "signin-why")
+
+
 def test_key_in_the_address_is_taken_and_removed_from_it(page: Any) -> None:
     with served(busy_now()) as url, tab(page) as driver:
         driver.get(f"{url}/console#key=from-the-command-line")

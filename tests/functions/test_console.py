@@ -129,6 +129,18 @@ def test_costs_are_the_sum_of_their_parts_and_stated_for_other_ways_on_the_same_
     assert list(ways) == ["markserve", "lambda", "sagemaker"]
 
 
+def test_costs_are_not_averaged_over_a_time_before_the_first_known_window() -> None:
+    scene = Scene(a_model_record(), instances=(an_instance(requested_at_s=NOW_S - 100, serving_at_s=NOW_S - 95),))
+    scene.count(NOW_S - 95, worker=60)
+    scene.count(NOW_S - 20, worker=60)
+
+    cost = overview(scene, minutes="15")["cost"]
+
+    assert NOW_S - 5 - cost["since_s"] == 120.0
+    assert cost["workers_usd_per_hour"] == pytest.approx(0.085 * 95 / 120)
+    assert {way["name"]: way["compute_usd_per_hour"] for way in cost["ways"]}["sagemaker"] == pytest.approx(0.102)
+
+
 def test_way_that_cannot_be_estimated_is_named_with_the_reason() -> None:
     scene = Scene(a_model_record(profiles={}))
 

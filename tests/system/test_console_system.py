@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import pytest
 from local.system import LocalSystem
 from markserve import wiring
 from tests.console.browser import chromium, complaints, needs_chromium, opened, screen, tab, text_of, until
-from tests.system.live import call, eventually, infer_all
+from tests.system.live import Reply, call, eventually, infer_all
 
 pytestmark = pytest.mark.system
 
@@ -51,31 +49,25 @@ def test_endpoints_tell_of_the_load_the_fleet_and_the_plan(system: LocalSystem) 
 
 
 def test_parameter_set_through_the_api_is_what_the_stack_goes_by(system: LocalSystem) -> None:
-    url = f"{system.deployment.api_url}/v2/console/parameters/headroom"
-
-    def put(value: str) -> tuple[int, Any]:
-        body = json.dumps({"value": value}).encode()
-        request = urllib.request.Request(url, data=body, method="PUT", headers={"Content-Type": "application/json"})  # noqa: S310
-        try:
-            with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310  # loopback
-                return response.status, json.loads(response.read())
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, json.loads(error.read())
+    def put(value: str) -> Reply:
+        url = f"{system.deployment.api_url}/v2/console/parameters/headroom"
+        return call(url, json.dumps({"value": value}).encode(), method="PUT")
 
     since_s = time.time()
-    status, changed = put("1.25")
-    assert (status, changed["new"]) == (200, 1.25)
+    changed = put("1.25")
+    assert (changed.status, changed.body["new"]) == (200, 1.25)
     eventually("it is in force", lambda: wiring.parameters().get().headroom == 1.25, within_s=30.0)
-    assert put("98")[0] == 400
+    assert put("98").status == 400
     log = wiring.control().decisions(since_s=since_s - 1, until_s=time.time() + 1)
     assert any(d.event == "parameter_set" and d.subject == "headroom" and d.detail["new"] == 1.25 for d in log)
-    assert put("1.0")[0] == 200
+    assert put("1.0").status == 200
 
 
 @needs_chromium
 def test_page_draws_the_running_system(system: LocalSystem) -> None:
     loaded(system)
+    if PICTURES:
+        keep_loaded(system, for_s=100.0)
     for width, dark in ((1280, False), (1280, True), (390, False), (390, True)):
         with chromium() as started, tab(started, width, dark=dark) as driver:
             opened(driver, system.deployment.api_url)
@@ -90,6 +82,14 @@ def test_page_draws_the_running_system(system: LocalSystem) -> None:
             assert complaints(driver) == []
             if PICTURES:
                 take_picture(driver, Path(PICTURES) / f"console-{width}-{'dark' if dark else 'light'}.png", width)
+
+
+def keep_loaded(system: LocalSystem, *, for_s: float) -> None:
+    """A few requests a second, so that a picture has something to show."""
+    until_s = time.monotonic() + for_s
+    while time.monotonic() < until_s:
+        infer_all(system, [system.model.images[:1]] * 4)
+        time.sleep(0.4)
 
 
 def take_picture(driver: Any, path: Path, width: int) -> None:

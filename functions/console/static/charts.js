@@ -37,7 +37,7 @@ function timeAxis(f, x, since, until) {
   f.root.append(svg("line", { class: "axis", x1: MARGIN.left, x2: f.right, y1: f.bottom, y2: f.bottom }));
   const step = [30, 60, 120, 300, 600, 900, 1800].find((s) => ((until - since) / s) * 76 < f.right - MARGIN.left) ?? 3600;
   for (let at = Math.ceil(since / step) * step; at <= until; at += step) {
-    const anchor = x(at) > f.right - 22 ? "end" : x(at) < MARGIN.left + 22 ? "start" : "middle";
+    const anchor = x(at) > f.right - 22 ? "end" : "middle";
     f.root.append(svg("text", { x: x(at), y: f.bottom + 17, "text-anchor": anchor }, clock(at).slice(0, step < 60 ? 8 : 5)));
   }
 }
@@ -55,7 +55,7 @@ export function loadChart(id, label, load, since, until) {
   const x = scale(since, end, MARGIN.left, f.right);
   const y = scale(0, most, f.bottom, MARGIN.top);
   const clamped = (value) => y(Math.min(value, most));
-  verticalAxis(f, y, ticks(most), (v) => fixed(v, v < 1 ? 2 : 3).replace(/\.0+$/, ""));
+  verticalAxis(f, y, ticks(most), (v) => String(Number(fixed(v))));
   for (const b of load.band) {
     const [left, right] = [x(Math.max(since, b.at_s)), x(b.until_s)];
     const edge = Math.max(1, y(b.low_rps) - y(b.high_rps));

@@ -62,7 +62,6 @@ function load({ load: l, since_s, until_s, at_s }) {
 
 const total = (p) => p.by_worker + p.by_lambda + p.rejected;
 const share = (p) => p.within_slo / Math.max(1, total(p));
-const pointWidth = (o) => Math.max(o.freshness.step_s, o.load.window_s);
 
 function attainment(o) {
   const s = o.service;
@@ -75,7 +74,7 @@ function attainment(o) {
     const worst = Math.min(...s.points.map(share));
     // What matters is the distance from the objective: the axis begins near it, so these are strokes, not columns.
     const from = worst >= 0.9 ? 0.9 : worst >= 0.5 ? 0.5 : 0;
-    columns("slo-chart", `Share of requests in time. ${said}`, s.points, o.since_s, o.until_s, pointWidth(o), {
+    columns("slo-chart", `Share of requests in time. ${said}`, s.points, o.since_s, o.until_s, o.service.point_s, {
       parts: [{ name: (p) => (share(p) >= s.sl_min ? "worker" : "over"), value: share }],
       most: 1, text: (v) => percent(v, 1).replace(".0", ""),
       line: { at: s.sl_min, label: `objective ${percent(s.sl_min, 1)}`, from, ticks: ticks(1 - from).map((t) => from + t) },
@@ -106,22 +105,22 @@ function tiers(o) {
   say("tier-said", s.requests ? said : "No requests in this interval.");
   if (!s.points.length) nothing("tier-chart", "No requests in this interval.");
   else
-    columns("tier-chart", `Requests by who answered. ${said}`, s.points, o.since_s, o.until_s, pointWidth(o), {
+    columns("tier-chart", `Requests by who answered. ${said}`, s.points, o.since_s, o.until_s, o.service.point_s, {
       parts: [
         { name: () => "worker", value: (p) => p.by_worker },
         { name: () => "lambda", value: (p) => p.by_lambda },
         { name: () => "rejected", value: (p) => p.rejected },
       ],
-      most: 1.05 * Math.max(...s.points.map(total)), text: (v) => fixed(v, 3),
+      most: 1.05 * Math.max(...s.points.map(total)), text: (v) => String(Number(fixed(v))),
     });
   table("tier-table", "Requests by who answered, newest first",
     [{ title: "From", head: true, nowrap: true }, { title: "Workers", number: true }, { title: "Lambda", number: true }, { title: "Rejected", number: true }],
     s.points.toReversed().map((p) => [clock(p.at_s), String(p.by_worker), String(p.by_lambda), String(p.rejected)]), "No requests.");
 }
 
-function cost({ cost: c, since_s, until_s }) {
+function cost({ cost: c, until_s }) {
   const [ours] = c.ways;
-  say("cost-said", `On this load, averaged over the last ${Math.round((until_s - since_s) / 60)} minutes, at list prices. ` +
+  say("cost-said", `On this load, averaged over the last ${Math.round((until_s - c.since_s) / 60)} minutes, at list prices. ` +
     `The fleet that lives now costs ${usd(c.fleet_usd_per_hour)}/h of at most ${usd(c.max_hourly_cost_usd)}/h.`);
   const parts = (way) =>
     way.name === "markserve"

@@ -9,6 +9,7 @@ from markserve.catalog import load_catalog
 from markserve.console_messages import Cost, WayCost
 from markserve.console_service import latency_sum_s
 from markserve.core.alternatives import STEP_S, WayToServe, all_lambda, sagemaker
+from markserve.core.arrivals import ArrivalCount
 from markserve.core.footprint import Footprint, Traffic, footprint
 from markserve.core.tunables import Tunables
 from markserve.core.types import Instance, Tier
@@ -65,6 +66,7 @@ def cost_view(
         name="markserve", compute_usd=ours.compute_usd, plumbing_usd=ours.plumbing_usd, basis="workers and Lambda as used, calls by count"
     )
     return Cost(
+        since_s=since_s,
         workers_usd_per_hour=ours.workers_usd / hours,
         lambda_usd_per_hour=ours.lambda_usd / hours,
         plumbing_usd_per_hour=ours.plumbing_usd / hours,
@@ -75,6 +77,15 @@ def cost_view(
         ways=[_way(way, hours, requests) for way in (here, *others)],
         missing=missing,
     )
+
+
+def costed_since_s(windows: Sequence[ArrivalCount], *, since_s: float, until_s: float) -> float:
+    """Return where to reckon from: whole minutes before `until_s`, not before the first known window.
+
+    Before that nothing was paid for here, and an endpoint would have been: to count it would favour this system.
+    """
+    first_s = next((window.at_s for window in windows if window.count is not None), since_s)
+    return max(since_s, until_s - STEP_S * max(1, math.ceil((until_s - first_s) / STEP_S - 1e-9)))
 
 
 def _traffic(outcomes: Sequence[OutcomeCounts], instances: Sequence[Instance], cycles: float) -> Traffic:

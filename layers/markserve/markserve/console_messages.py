@@ -63,7 +63,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServicePoint(msgspec.Struct, frozen=True, kw_only=True):
-    """How the requests of one minute, or of one counting window where that is longer, ended."""
+    """How the requests of `point_s` from this instant on ended."""
 
     at_s: float
     by_worker: int
@@ -92,6 +92,8 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     at_risk: bool
     reason: str
     by_tier: dict[str, int]
+    point_s: float
+    """Length of what each point sums up."""
     points: list[ServicePoint]
     latency: list[LatencyBar]
     p50_s: float | None
@@ -134,6 +136,8 @@ class WayCost(msgspec.Struct, frozen=True, kw_only=True):
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
     """What the interval's load costs here and elsewhere, estimated from counts at list prices."""
 
+    since_s: float
+    """Costs are averaged from here on: whole minutes, and not before the first window that is known."""
     workers_usd_per_hour: float
     lambda_usd_per_hour: float
     plumbing_usd_per_hour: float

@@ -16,6 +16,8 @@ SLIDING_STEPS, SHORT_STEPS, LEAD_STEPS = 5.0, 0.5, 1.0
 """Windows of the burn rates, as the ingest function judges by; a test holds them equal."""
 BUCKETS_PER_BAR = 3
 """Of 5 % each: a bar is 16 % wide, and a chart has some twenty of them."""
+POINTS_MOST = 60
+"""More would be too narrow to see."""
 REJECTED = "rejected"
 
 
@@ -27,6 +29,7 @@ def service_view(outcomes: Sequence[OutcomeCounts], *, slo: Slo, since_s: float,
         by_tier[_tier(counts)] += counts.ok + counts.errors
     requests = by_tier.total()
     histogram = merge(*(from_text(counts.latency_histogram) for counts in shown if counts.tier is not None))
+    point_s = max(step_s, math.ceil((now_s - since_s) / POINTS_MOST / window_s - 1e-9) * window_s)
     assessment = assess(
         [SloWindow(at_s=c.window_at_s, requests=c.ok + c.errors, within_slo=min(c.within_slo, c.ok + c.errors)) for c in outcomes],
         slo=slo,
@@ -45,7 +48,8 @@ def service_view(outcomes: Sequence[OutcomeCounts], *, slo: Slo, since_s: float,
         at_risk=assessment.at_risk,
         reason=assessment.reason,
         by_tier=dict(by_tier),
-        points=_points(shown, every_s=max(window_s, step_s)),
+        point_s=point_s,
+        points=_points(shown, every_s=point_s),
         latency=_bars(histogram),
         p50_s=quantile_s(histogram, 0.5),
         p98_s=quantile_s(histogram, 0.98),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from markserve.console_cost import cost_view
+from markserve.console_cost import cost_view, costed_since_s
 from markserve.console_load import AHEAD_SHARE, load_view
 from markserve.console_messages import (
     Decisions,
@@ -107,6 +107,7 @@ class Console:
             window_s=grid.window_s,
             max_tick_gap_s=TICK_GAP_STEPS * grid.step_s,
         )
+        cost_since_s = costed_since_s(windows, since_s=since_s, until_s=until_s)
         return Overview(
             **head,
             model=name,
@@ -128,8 +129,8 @@ class Console:
                 arrivals=counts,
                 instances=instances,
                 tunables=tunables,
-                cycles=len(plans) / max(1, len(records)),
-                since_s=since_s,
+                cycles=sum(plan.created_at_s >= cost_since_s for plan in plans) / max(1, len(records)),
+                since_s=cost_since_s,
                 until_s=until_s,
                 spillover_memory_mb=grid.spillover_memory_mb,
                 heartbeat_s=grid.heartbeat_s,
