@@ -131,8 +131,8 @@ def test_costs_are_the_sum_of_their_parts_and_stated_for_other_ways_on_the_same_
 
 def test_costs_are_not_averaged_over_a_time_before_the_first_known_window() -> None:
     scene = Scene(a_model_record(), instances=(an_instance(requested_at_s=NOW_S - 100, serving_at_s=NOW_S - 95),))
-    scene.count(NOW_S - 95, worker=60)
-    scene.count(NOW_S - 20, worker=60)
+    scene.count(NOW_S - 95, worker=60, ticks=False)
+    scene.count(NOW_S - 20, worker=60, ticks=False)
 
     cost = overview(scene, minutes="15")["cost"]
 
