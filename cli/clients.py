@@ -25,6 +25,9 @@ KEY_BYTES = 32
 def add(
     client: Annotated[str, typer.Argument(help="Name of the client.")],
     per_minute: Annotated[int, typer.Option(min=0, max=1_000_000, help="Requests a minute.")] = 600,
+    operator: Annotated[
+        bool, typer.Option("--operator", help="The key also opens the console: it may see everything and set parameters.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Make a key. It is shown once: only its digest is stored."""
@@ -36,12 +39,12 @@ def add(
 
     key = secrets.token_urlsafe(KEY_BYTES)
     digest = hashlib.sha256(key.encode()).hexdigest()
-    record = ClientRecord(client=client, key_sha256=digest, requests_per_minute=per_minute, created_at_s=time.time())
+    record = ClientRecord(client=client, key_sha256=digest, requests_per_minute=per_minute, created_at_s=time.time(), operator=operator)
     if not wiring.clients().put(record):
         step = f"withdraw its key with `markserve clients remove {client}` first"
         raise Problem(f"there is a client {client!r} already", next_step=step, code=BAD_USAGE)
     if json:
-        emit_json({"client": client, "key": key, "requests_per_minute": per_minute})
+        emit_json({"client": client, "key": key, "requests_per_minute": per_minute, "operator": operator})
         return
     out.print(
         f"{client}: {per_minute} requests a minute; send this key as x-api-key, it is not shown again", highlight=False, soft_wrap=True
@@ -58,9 +61,10 @@ def list_clients(json: Json = False) -> None:
 
     records = wiring.clients().list()
     if json:
-        emit_json([{"client": r.client, "requests_per_minute": r.requests_per_minute} for r in records])
+        emit_json([{"client": r.client, "requests_per_minute": r.requests_per_minute, "operator": r.operator} for r in records])
         return
-    emit_table("Clients", ("client", "requests a minute"), [(r.client, r.requests_per_minute) for r in records])
+    rows = [(r.client, r.requests_per_minute, "yes" if r.operator else "no") for r in records]
+    emit_table("Clients", ("client", "requests a minute", "operator"), rows)
 
 
 @app.command("remove", epilog="Example: `markserve clients remove web-shop`")

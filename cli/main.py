@@ -11,6 +11,7 @@ from cli import (
     catalog,
     characterize,
     clients,
+    console_page,
     control,
     cost,
     destroy,
@@ -44,6 +45,7 @@ for name, command, example in (
     ("down", system.down, "markserve down"),
     ("status", system.status, "markserve status --json"),
     ("demo", system.demo, "markserve demo --rate 8 --seconds 120"),
+    ("console", console_page.console, "markserve console --open"),
     ("report", report.report, "markserve report    |    markserve report runs/day --out day.html"),
     (
         "infer",

@@ -16,6 +16,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 ROLES = (
     "AuthorizerRole",
     "ApiRole",
+    "ConsoleRole",
     "IngestRole",
     "ForecastRole",
     "PlanRole",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from markserve.catalog import Catalog
 from markserve.core.catalog import offerings
+from markserve.core.sagemaker_prices import Generation
 from markserve.core.types import CapacityType, Forecast, Offering
 from markserve.errors import InvalidRequest
 from simulator.assumptions import STANDBY_FAMILIES
@@ -26,7 +27,6 @@ from simulator.policies import (
     stack_tunables,
     the_peak,
 )
-from simulator.sagemaker_prices import Generation
 from simulator.sagemaker_search import best_setting
 from simulator.service import ProfileFile
 from simulator.simulation import Scenario, step_maxima

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
+from markserve.core.sagemaker_prices import Generation
 from markserve.core.types import Slo
 from markserve.errors import InvalidRequest
 from simulator.assumptions import LAUNCH_DELAY_S, LAUNCH_DELAY_SIGMA
@@ -18,7 +19,6 @@ from simulator.mmpp import PREFIX, Mmpp
 from simulator.policies import Policy
 from simulator.processes import parse_process
 from simulator.registry import on_demand_offerings, policies, policy_names
-from simulator.sagemaker_prices import Generation
 from simulator.simulation import Scenario
 from simulator.traces import Surge, open_trace
 

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from markserve.core.batching import BatchLimits
+from markserve.core.sagemaker_prices import Generation, sagemaker_price_usd_per_hour
 from markserve.core.types import CapacityType, Instance, InstanceState, Offering
 from simulator.assumptions import SAGEMAKER_OVERHEAD_S, SAGEMAKER_TIMEOUT_S
 from simulator.fast import compiled
 from simulator.monitor import Monitor
 from simulator.policies import Decision, View
-from simulator.sagemaker_prices import Generation, sagemaker_price_usd_per_hour
 from simulator.service import Kind
 from simulator.state import COMING, SETTLED, WAITING, Batches, Requests, Workers
 

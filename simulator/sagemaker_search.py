@@ -12,12 +12,12 @@ from typing import Any
 
 from markserve.core.batching import BatchLimits
 from markserve.core.profiles import batch_latency_s
+from markserve.core.sagemaker_prices import Generation, sagemaker_price_usd_per_hour
 from markserve.core.types import Offering
 from markserve.errors import InfeasibleSlo
 from simulator.arrivals import windows
 from simulator.assumptions import REPLY_OVERHEAD_S, SAGEMAKER_LAUNCH, SAGEMAKER_OVERHEAD_S, STEP_S, TRANSPORT_S, WINDOWS_PER_STEP
 from simulator.sagemaker import SageMakerPolicy, TargetTracking, ml_offering
-from simulator.sagemaker_prices import Generation, sagemaker_price_usd_per_hour
 from simulator.service import Kind, make_kind
 from simulator.simulation import Scenario, tried
 from simulator.summary import Summary

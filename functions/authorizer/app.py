@@ -38,6 +38,8 @@ def run(event: Mapping[str, Any], *, clients: ClientStore, now_s: float) -> dict
     decision = check_quota(used=used, requests_per_minute=client.requests_per_minute, now_s=now_s)
     logger.info("admitted" if decision.allowed else "over quota", extra={"client": client.client, "reason": decision.reason})
     context = {"principalId": client.client}
+    if client.operator:
+        context |= {"operator": "true"}
     if not decision.allowed:
         context |= {"retryAfterS": f"{decision.retry_after_s:.0f}", "reason": decision.reason}
     return {"isAuthorized": True, "context": context}

@@ -30,6 +30,7 @@ TRIGGERS = {
     "api_sagemaker_invocation",
     "api_async_infer",
     "authorizer_request",
+    "console_overview",
     "ingest_sqs",
     "forecast_request",
     "forecast_train",

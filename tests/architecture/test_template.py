@@ -310,6 +310,19 @@ def test_api_has_explicit_routes_wants_authorisation_by_default_and_is_throttled
     assert {"ThrottlingRateLimit", "ThrottlingBurstLimit"} <= set(stage["DefaultRouteSettings"])
 
 
+def test_console_has_an_open_page_that_is_throttled_and_data_routes_that_are_authorised_like_the_api() -> None:
+    routes = {properties["RouteKey"]: properties for properties in of_type("AWS::ApiGatewayV2::Route").values()}
+    stage = RESOURCES["HttpApiStage"]
+    open_routes = {key for key, properties in routes.items() if properties["AuthorizationType"] == "NONE"}
+
+    assert open_routes == {"GET /console", "GET /console/{file}"} == set(stage["Properties"]["RouteSettings"])
+    assert set(stage["DependsOn"]) == {"ConsolePageRoute", "ConsoleFileRoute"}
+    for key in ("GET /v2/console/{view}", "PUT /v2/console/parameters/{name}"):
+        for name in ("AuthorizationType", "AuthorizerId"):
+            assert routes[key][name] == routes["$default"][name]
+    assert routes["$default"]["Target"] != routes["GET /v2/console/{view}"]["Target"]
+
+
 def test_alarms_watch_metrics_that_the_code_writes_under_the_dimension_it_writes() -> None:
     own = [properties for properties in of_type("AWS::CloudWatch::Alarm").values() if properties["Namespace"] == telemetry.NAMESPACE]
     written = {value for name, value in vars(telemetry).items() if name.isupper()}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from botocore.config import Config
 
+from markserve.adapters.memory import MemoryParameterSource, MemoryParameterWriter
 from markserve.adapters.sqs_admin import SqsWorkQueueAdmin
 from markserve.adapters.ssm import SsmParameterSource
 from markserve.adapters.ssm_writer import SsmParameterWriter
@@ -53,6 +54,17 @@ def test_work_queue_creation_fails_clearly_when_there_is_no_dead_letter_queue(aw
 def test_written_parameters_are_what_the_source_reads(aws: Aws) -> None:
     writer = SsmParameterWriter(aws("ssm"), "markserve")
     source = SsmParameterSource(aws("ssm"), "markserve", refresh_s=0.0, now=lambda: 0.0, log=lambda _: None)
+
+    writer.put("rt-max-s", "0.5")
+    writer.put("rt-max-s", "0.6")
+    writer.put("rt-max-s", "1.5", model="digits")
+
+    assert (source.get().rt_max_s, source.get("digits").rt_max_s) == (0.6, 1.5)
+
+
+def test_written_parameters_are_what_the_source_in_memory_reads() -> None:
+    source = MemoryParameterSource()
+    writer = MemoryParameterWriter(source)
 
     writer.put("rt-max-s", "0.5")
     writer.put("rt-max-s", "0.6")

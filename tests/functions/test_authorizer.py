@@ -69,3 +69,12 @@ def test_front_takes_client_and_quota_from_the_authorisers_context() -> None:
     request = request_from_event(proxied)
 
     assert (request.client, request.over_quota, request.retry_after_s) == ("lambda:shop", "used up", 50.0)
+
+
+def test_operator_is_told_apart_and_nobody_else() -> None:
+    store = clients()
+    digest = hashlib.sha256(b"master").hexdigest()
+    store.put(ClientRecord(client="ops", key_sha256=digest, requests_per_minute=2, operator=True))
+
+    assert run(event(**{"x-api-key": "master"}), clients=store, now_s=NOW_S)["context"] == {"principalId": "ops", "operator": "true"}
+    assert "operator" not in run(event(**{"x-api-key": "a-key"}), clients=store, now_s=NOW_S)["context"]

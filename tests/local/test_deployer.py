@@ -140,6 +140,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probe]:
     for name, source in PROBES.items():
         (repository / "functions" / name).mkdir(parents=True)
         (repository / "functions" / name / "app.py").write_text(source)
+    shutil.copytree(REPOSITORY / "functions/console", repository / "functions/console", ignore=shutil.ignore_patterns("__pycache__"))
 
     work_dir = tmp_path_factory.mktemp("work")
     ledger = ProcessLedger(work_dir / "processes.json")
@@ -198,6 +199,30 @@ def test_public_clients_take_the_apis_path_as_their_base_url(probe: Probe) -> No
     assert json.loads(invoked["Body"].read())["path"] == "/endpoints/digits/invocations"
     assert client.is_server_live()
     client.close()
+
+
+def test_console_has_routes_of_its_own_and_its_function_answers_page_files_and_data(probe: Probe) -> None:
+    def fetch(path: str) -> tuple[str, bytes]:
+        with urllib.request.urlopen(probe.deployment.api_url + path, timeout=30) as response:  # noqa: S310  # loopback
+            return response.headers["content-type"], response.read()
+
+    kind, page = fetch("/console")
+    assert (kind, b'<script type="module" src="console/app.js">' in page) == ("text/html; charset=utf-8", True)
+    assert fetch("/console/app.js")[0] == "text/javascript; charset=utf-8"
+    assert fetch("/console/icon.svg")[1].startswith(b"<svg")
+    overview = json.loads(fetch("/v2/console/overview?minutes=5")[1])
+    assert (overview["stack"], overview["models"]) == (STACK, [])
+    names = {parameter["name"] for parameter in json.loads(fetch("/v2/console/parameters")[1])["parameters"]}
+    assert {"rt-max-s", "max-instances"} <= names
+
+    body = json.dumps({"value": "1.5"}).encode()
+    url = f"{probe.deployment.api_url}/v2/console/parameters/headroom"
+    request = urllib.request.Request(url, data=body, method="PUT", headers={"content-type": "application/json"})  # noqa: S310  # loopback
+    with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310  # loopback
+        assert json.loads(response.read())["new"] == 1.5
+    assert probe.clients.ssm.get_parameter(Name=f"/{STACK}/headroom")["Parameter"]["Value"] == "1.5"
+    log = json.loads(fetch("/v2/console/decisions?minutes=5")[1])["decisions"]
+    assert any((line["event"], line["detail"].get("new")) == ("parameter_set", 1.5) for line in log)
 
 
 def test_image_function_runs_in_its_host(probe: Probe) -> None:
@@ -379,6 +404,12 @@ def test_unsigned_request_is_refused_when_the_api_wants_iam(probe: Probe) -> Non
     with pytest.raises(urllib.error.HTTPError) as refused:
         probe.call("/v2")
     refused.value.close()
+    with pytest.raises(urllib.error.HTTPError) as data_refused:
+        probe.call("/v2/console/overview")
+    data_refused.value.close()
+    assert data_refused.value.code == 403
+    with urllib.request.urlopen(probe.deployment.api_url + "/console", timeout=30) as page:  # noqa: S310  # loopback
+        assert page.status == 200
     probe.deploy()
 
     assert refused.value.code == 403

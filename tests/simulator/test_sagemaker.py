@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from markserve.core.sagemaker_prices import sagemaker_price_usd_per_hour
 from markserve.errors import InfeasibleSlo
 from simulator.sagemaker import SageMakerEngine, SageMakerPolicy, TargetTracking
-from simulator.sagemaker_prices import sagemaker_price_usd_per_hour
 from simulator.sagemaker_search import best_setting
 from simulator.simulation import simulate
 from simulator.state import Requests, Workers

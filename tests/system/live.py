@@ -50,9 +50,10 @@ class Reply:
         return np.asarray(output["data"], np.float32).reshape(output["shape"])
 
 
-def call(url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Reply:
+def call(url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None, *, method: str | None = None) -> Reply:
     """Send one request; an HTTP error is an answer like any other."""
-    request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json", **(headers or {})})  # noqa: S310
+    content = {"Content-Type": "application/json", **(headers or {})}
+    request = urllib.request.Request(url, data=body, headers=content, method=method)  # noqa: S310  # loopback
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310  # loopback
             return _reply(response.status, response)

@@ -23,7 +23,7 @@ from local.deployer import REPOSITORY, load_template
 from local.system import LocalSystem, SystemConfig
 from markserve import wiring
 from markserve.core.types import InstanceState
-from tests.system.live import CLIENTS, eventually, expected_logits, infer, infer_all, serving
+from tests.system.live import CLIENTS, call, eventually, expected_logits, infer, infer_all, serving
 
 pytestmark = pytest.mark.system
 
@@ -162,6 +162,15 @@ def test_a_cycle_fails_without_one_action_of_the_plan_function_and_succeeds_with
     finally:
         restore(iam, role, before)
     assert cycle() == "SUCCEEDED"
+
+
+def test_console_reads_everything_and_sets_parameters_under_its_own_role(system: LocalSystem) -> None:
+    for view in ("overview", "decisions", "parameters"):
+        assert call(f"{system.deployment.api_url}/v2/console/{view}").status == 200
+    changed = call(f"{system.deployment.api_url}/v2/console/parameters/headroom", b'{"value": "1.1"}', method="PUT")
+
+    assert (changed.status, changed.body["new"]) == (200, 1.1)
+    assert call(f"{system.deployment.api_url}/v2/console/parameters/headroom", b'{"value": "1"}', method="PUT").body["old"] == 1.1
 
 
 def test_no_process_may_do_what_only_others_do(system: LocalSystem) -> None:

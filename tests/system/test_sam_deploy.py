@@ -93,7 +93,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
 
 def test_sam_builds_and_deploys_every_zip_function_with_its_layer(deployed: Deployed) -> None:
     client = boto3.client("lambda", endpoint_url=deployed.aws.endpoint_url, aws_access_key_id="000000000000", aws_secret_access_key="local")
-    for folder in ("authorizer", "api", "ingest", "plan", "lifecycle"):
+    for folder in ("authorizer", "api", "console", "ingest", "plan", "lifecycle"):
         configuration = client.get_function_configuration(FunctionName=f"{STACK}-{folder}")
 
         assert configuration["Runtime"] == "python3.12"

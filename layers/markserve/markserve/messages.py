@@ -193,6 +193,8 @@ class ClientRecord(Message, frozen=True, kw_only=True):
     key_sha256: str
     requests_per_minute: int
     created_at_s: float = 0.0
+    operator: bool = False
+    """Whether the key also opens the console: its data, and the parameters."""
 
 
 # --- metrics ----------------------------------------------------------------------------------------------

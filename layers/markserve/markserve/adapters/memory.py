@@ -9,6 +9,7 @@ from markserve.adapters.memory_queues import (
     MemoryInterruptionNotice,
     MemoryMetricsSink,
     MemoryParameterSource,
+    MemoryParameterWriter,
     MemoryWorkQueue,
 )
 from markserve.adapters.memory_stores import (
@@ -32,6 +33,7 @@ __all__ = [
     "MemoryModelRunner",
     "MemoryModelStore",
     "MemoryParameterSource",
+    "MemoryParameterWriter",
     "MemoryResultStore",
     "MemorySpilloverInvoker",
     "MemoryWindowStore",

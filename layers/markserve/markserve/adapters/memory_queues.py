@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from markserve.adapters.memory_stores import NO_FAULTS, fail_if_told
-from markserve.core.tunables import Tunables
+from markserve.core.tunables import Tunables, apply_overrides
 from markserve.errors import InvalidRequest, PayloadTooLarge
 from markserve.messages import InferenceRequest, Message, MetricsBatch, decode, encode
 from markserve.ports import ReceivedRequest
@@ -176,6 +176,20 @@ class MemoryParameterSource:
 
     def get(self, model: str | None = None) -> Tunables:
         return self.by_model.get(model or "", self.tunables)
+
+
+class MemoryParameterWriter:
+    """`ParameterWriter` into a `MemoryParameterSource`, whose `get` shows the value at once."""
+
+    def __init__(self, source: MemoryParameterSource) -> None:
+        self._source = source
+
+    def put(self, name: str, text: str, *, model: str | None = None) -> None:
+        source = self._source
+        if model is None:
+            source.tunables = apply_overrides(source.tunables, {name: text})[0]
+        else:
+            source.by_model[model] = apply_overrides(source.get(model), {name: text})[0]
 
 
 class MemoryInterruptionNotice:

@@ -21,6 +21,9 @@ MAX_BODY_BYTES = 10 * 1024 * 1024
 
 ANONYMOUS = "anonymous"
 
+OPERATE_SCOPE = "markserve:operate"
+"""Scope of a token (ApiAuth=jwt) whose bearer is an operator."""
+
 _ENCODING_WBITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 """HTTP's deflate is the zlib container (RFC 9110 §8.4.1.2), not a raw deflate stream."""
 
@@ -41,6 +44,9 @@ class HttpRequest:
     """Why the authoriser wants the request refused; empty when it does not."""
     retry_after_s: float = 0.0
     """When the client may try again."""
+    query: Mapping[str, str] = field(default_factory=dict)
+    operator: bool = False
+    """Whether the caller may see and change how the system is run, not only ask it for answers."""
 
     @property
     def segments(self) -> tuple[str, ...]:
@@ -103,6 +109,8 @@ def request_from_event(event: Mapping[str, Any]) -> HttpRequest:
             headers=headers,
             raw_body=_body(event.get("body") or "", is_base64=bool(event.get("isBase64Encoded"))),
             client=_client(context.get("authorizer") or {}, headers),
+            query={str(name): str(value) for name, value in (event.get("queryStringParameters") or {}).items()},
+            operator=_is_operator(context.get("authorizer") or {}),
             **_quota((context.get("authorizer") or {}).get("lambda") or {}),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -137,6 +145,18 @@ def _client(authorizer: Mapping[str, Any], headers: Mapping[str, str]) -> str:
         # A stored identity must not give the key away.
         return f"key:{hashlib.sha256(key.encode()).hexdigest()[:32]}"
     return ANONYMOUS
+
+
+def _is_operator(authorizer: Mapping[str, Any]) -> bool:
+    """Tell whether the caller operates the system, by what the stage's authoriser says of it.
+
+    IAM decides by itself: a policy names the methods and paths that a principal may call. Where nobody is authorised, everybody is.
+    """
+    if jwt := authorizer.get("jwt"):
+        return OPERATE_SCOPE in str(jwt["claims"].get("scope", "")).split()
+    if context := authorizer.get("lambda"):
+        return bool(context.get("operator") == "true")
+    return True
 
 
 def _quota(context: Mapping[str, Any]) -> dict[str, Any]:
