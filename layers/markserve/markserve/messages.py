@@ -135,6 +135,8 @@ class Answer(Message, frozen=True, kw_only=True):
     compute_s: float = 0.0
     finished_at_s: float = 0.0
     cold_start: bool = False
+    model_version: str = ""
+    """Version that computed it; empty where nothing was computed."""
 
 
 class StoredResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,6 +188,28 @@ class ModelRecord(Message, frozen=True, kw_only=True):
     created_at_s: float = 0.0
 
 
+class Traffic(Message, frozen=True, kw_only=True):
+    """Which versions of a model answer requests that name none."""
+
+    model: str
+    live: str
+    canary: str | None = None
+    """Loaded by workers ahead of its traffic, also while its weight is 0."""
+    canary_weight: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    """Share of requests that the canary answers."""
+    previous: str | None = None
+    """Live before `live`: what a rollback returns to; workers keep it loaded."""
+    number: int = 0
+    """Of changes so far: the next one must know the last."""
+    changed_at_s: float = 0.0
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Versions to keep loaded, the live one first."""
+        wanted = (self.live, self.canary, self.previous)
+        return tuple(dict.fromkeys(version for version in wanted if version is not None))
+
+
 class ClientRecord(Message, frozen=True, kw_only=True):
     """A client of the API that proves itself by a key, of which only the digest is known."""
 
@@ -202,7 +226,7 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class OutcomeCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """Outcomes of one model's requests that arrived in one window, for one tier."""
+    """Outcomes of one model's requests that arrived in one window, for one tier, class and version."""
 
     model: str
     window_at_s: float
@@ -211,6 +235,9 @@ class OutcomeCounts(msgspec.Struct, frozen=True, kw_only=True):
     ok: Count = 0
     errors: Count = 0
     within_slo: Count = 0
+    model_version: str = ""
+    slo_class: str = ""
+    """What the request asked for; `within_slo` is judged by its objective."""
     latency_histogram: dict[str, Count] = {}
     """Bucket index (as text) to count; see `core.histogram`."""
 

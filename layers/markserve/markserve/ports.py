@@ -26,6 +26,7 @@ from markserve.messages import (
     OutcomeCounts,
     PlanRecord,
     StoredResult,
+    Traffic,
 )
 
 
@@ -42,10 +43,28 @@ class ModelStore(Protocol):
         """Return the live version of every model, by name."""
 
     def put(self, record: ModelRecord) -> None:
-        """Store a version and make it the live one."""
+        """Store a version and make it the live one, with all traffic."""
+
+    def store(self, record: ModelRecord) -> None:
+        """Store a version and leave traffic as it is. Raises `StaleWrite` when traffic moved meanwhile."""
+
+    def traffic(self, model: str) -> Traffic:
+        """Return who answers a model's requests. Raises `UnknownModel`."""
+
+    def route(self, traffic: Traffic) -> None:
+        """Change who answers, as the successor of change `number - 1`.
+
+        Raises `UnknownModel` for a version that is not stored, `StaleWrite` when another change came first.
+        """
+
+    def delete_version(self, model: str, version: str) -> None:
+        """Remove a version that gets no traffic; unknown is fine. Raises `StaleWrite` for the live one or the canary."""
 
     def delete(self, model: str) -> None:
         """Remove every version; unknown is fine."""
+
+    def withdraw(self, model: str) -> None:
+        """Make a model unknown to new requests, its versions staying for those under way; unknown is fine."""
 
 
 class ResultStore(Protocol):
