@@ -10,8 +10,8 @@ from typing import Annotated
 import msgspec
 import typer
 
-from cli.characterize import MeasuredProfile
 from cli import rollout
+from cli.characterize import MeasuredProfile
 from cli.console import BAD_USAGE, Problem, emit_json, emit_table, explained, out
 from cli.system import Json
 from cli.target import connect_to_stack
@@ -139,7 +139,9 @@ def show(
     rollout.print_traffic(wiring.models().traffic(model), wiring.models().versions(model), served)
     classes = served_by_class(model, wiring.windows(), now_s=time.time())
     emit_table(
-        "Classes of requests", ("class", "requests", "in time", "errors"), [(n or "-", *rollout.served_cells(s)) for n, s in classes.items()]
+        "Classes of requests",
+        ("class", "requests", "in time", "errors"),
+        [(n or "-", *rollout.served_cells(s)) for n, s in classes.items()],
     )
     _print_profiles(record)
 

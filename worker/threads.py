@@ -31,9 +31,7 @@ def _nothing() -> None:
     pass
 
 
-def serve(
-    engine: Engine, lifeline: Lifeline, *, receivers: int, heartbeat_s: float, follow_traffic: Callable[[], None] = _nothing
-) -> None:
+def serve(engine: Engine, lifeline: Lifeline, *, receivers: int, heartbeat_s: float, follow_traffic: Callable[[], None] = _nothing) -> None:
     """Run the engine's steps in threads until it has drained; raises what any of them raised."""
     threads = _Threads(engine, lifeline, heartbeat_s, follow_traffic)
     loops: list[Callable[[], None]] = [

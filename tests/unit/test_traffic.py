@@ -62,9 +62,7 @@ def test_shares_are_unknown_without_requests() -> None:
     assert Served(ok=3, errors=1, within_slo=2).attainment == 0.5
 
 
-@pytest.mark.parametrize(
-    ("slo_class", "deadline_s"), [(SloClass.INTERACTIVE, 0.5), (SloClass.STANDARD, 1.5), (SloClass.BATCH, None)]
-)
+@pytest.mark.parametrize(("slo_class", "deadline_s"), [(SloClass.INTERACTIVE, 0.5), (SloClass.STANDARD, 1.5), (SloClass.BATCH, None)])
 def test_class_decides_the_deadline(slo_class: SloClass, deadline_s: float | None) -> None:
     objective = class_objective(slo_class, Tunables(rt_max_s=0.5, sl_min=0.9, standard_deadline_factor=3.0))
 

@@ -184,9 +184,7 @@ class Table:
                 return True
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def put_operation(
-        self, item: Item, *, condition: str | None = None, names: Mapping[str, str] | None = None, **values: Item
-    ) -> Item:
+    def put_operation(self, item: Item, *, condition: str | None = None, names: Mapping[str, str] | None = None, **values: Item) -> Item:
         """Build a put within a transaction."""
         return {"Put": {"TableName": self.name, "Item": item} | _expressions(condition, names, values)}
 

@@ -96,7 +96,9 @@ class DynamoModelStore:
         document = {"record": {"B": encode(record)}}
         live = {"pk": text(f"model#{record.model}"), "sk": text("LIVE"), "traffic": {"B": encode(after)}, "number": number(after.number)}
         # An item that `put` wrote has no number: it is the first.
-        condition = "#number = :number" if before.number else "attribute_exists(pk) AND (attribute_not_exists(#number) OR #number = :number)"
+        condition = (
+            "#number = :number" if before.number else "attribute_exists(pk) AND (attribute_not_exists(#number) OR #number = :number)"
+        )
         names = {"#number": "number"}  # a reserved word
         return [
             self._table.put_operation(live | document, condition=condition, names=names, number=number(before.number)),

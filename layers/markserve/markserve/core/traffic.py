@@ -18,9 +18,7 @@ class VersionChoice:
     """Empty where there was nothing to choose between."""
 
 
-def choose_version(
-    *, model: str, live: str, canary: str | None, weight: float, key: str, is_canary_ready: bool = True
-) -> VersionChoice:
+def choose_version(*, model: str, live: str, canary: str | None, weight: float, key: str, is_canary_ready: bool = True) -> VersionChoice:
     """Choose between the live version and its canary, the same way every time for the same key.
 
     A key's place in [0, 1) is a hash of model, canary and key; places below `weight` go to the canary. So a raised weight
