@@ -88,7 +88,7 @@ def print_traffic(traffic: Traffic, versions: list[str], served: Mapping[str, Se
 
 
 def served_cells(served: Served) -> tuple[str, str, str]:
-    """Requests, attainment and error rate as they are shown."""
+    """Show requests, attainment and error rate."""
     in_time, errors = ("-" if share is None else f"{share:.2%}" for share in (served.attainment, served.error_rate))
     return str(served.requests), in_time, errors
 

@@ -124,7 +124,7 @@ def test_rollback_is_refused_when_there_is_nothing_to_return_to() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 1.5])
 def test_share_that_is_none_is_refused(share: float) -> None:
-    with pytest.raises(InvalidRequest, match="canary: .* is not a share between 0 and 1"):
+    with pytest.raises(InvalidRequest, match=r"canary: .* is not a share between 0 and 1"):
         promote("digits", "2", Scene().ports, canary=share)
 
 

@@ -198,12 +198,9 @@ def _call(request: HttpRequest, chosen: Chosen, body: bytes, inputs: tuple[Tenso
 
 def _served(request: HttpRequest, served: Served, model: str, encode: Encode) -> HttpResponse:
     answer, slo_class = served.answer, _slo_class(request)
-    how = {
-        **_how(answer),
-        VERSION_HEADER: served.model_version,
-        SLO_HEADER: str(slo_class),
-        "x-markserve-reason": served.reason.encode("ascii", "replace").decode().replace("\n", " "),
-    }
+    reason = served.reason.encode("ascii", "replace").decode().replace("\n", " ")
+    chosen = {VERSION_HEADER: served.model_version, SLO_HEADER: str(slo_class), "x-markserve-reason": reason}
+    how = {**_how(answer), **chosen}
     if served.timings_s:
         how["server-timing"] = ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in served.timings_s)
     facts = {
