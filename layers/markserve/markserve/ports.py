@@ -25,6 +25,7 @@ from markserve.messages import (
     ModelRecord,
     OutcomeCounts,
     PlanRecord,
+    Stack,
     StoredResult,
     Traffic,
 )
@@ -359,3 +360,17 @@ class ModelRunner(Protocol):
 
     def run(self, batch: Sequence[InferenceRequest]) -> list[Answer | Exception]:
         """One entry per request, in order; a request's own failure is its entry, not an exception."""
+
+
+class StackRunner(ModelRunner, Protocol):
+    """A loaded model that also takes rows already stacked, so that a batch can come from another process."""
+
+    @property
+    def record(self) -> ModelRecord:
+        """What is loaded; inputs and outputs that were not declared are the artefact's own, where it states them."""
+
+    def compute(self, inputs: Sequence[Stack]) -> Sequence[Stack]:
+        """One forward pass. Raises `InvalidRequest` for inputs the model cannot take, `InferenceFailed` when it raised."""
+
+    def use_threads(self, threads: int) -> None:
+        """CPU threads of one forward pass from now on."""
