@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,7 @@ from markserve_client import (
     codec,
 )
 from tests.builders import MODEL
+from tests.client.socket_server import served
 from tests.functions.test_api import World, an_event, an_image
 
 URL = "http://api"
@@ -336,36 +335,8 @@ def test_strings_and_bytes_travel_as_bytes() -> None:
 @pytest.fixture
 def server() -> Iterator[str]:
     """The same routes behind a real HTTP server that drops its first connection after reading the request."""
-    world, lock, dropped = World(), threading.Lock(), threading.Event()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            if not dropped.is_set():
-                dropped.set()
-                self.connection.shutdown(socket.SHUT_RDWR)
-                self.close_connection = True
-                return
-            with lock:
-                reply = world.ask(an_event(self.path, body=body, headers={k.lower(): v for k, v in self.headers.items()}, client="me"))
-            self.send_response(reply.status)
-            for name, value in {**reply.headers, "content-length": str(len(reply.body))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(reply.body)
-
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # its name in the standard library
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with served(World(), drops_first=True) as url:
+        yield url
 
 
 def test_dropped_connection_is_survived_on_a_real_socket(server: str) -> None:

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from examples.models.digits_cnn import make as digits_cnn
+from examples.models.gradient_boosted_onnx import make as gradient_boosted
 from examples.models.text_encoder import make as text_encoder
 from markserve import wiring
 from markserve.core.types import Tier
@@ -119,6 +120,20 @@ def test_text_encoder_tokenizes_by_itself_and_tells_intents_apart(tmp_path: Path
     np.testing.assert_allclose(np.linalg.norm(found["embedding"], axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(same["embedding"][0], same["embedding"][1], rtol=1e-4, atol=1e-6)
     assert np.isfinite(empty["embedding"]).all()
+
+
+@pytest.mark.usefixtures("stack")
+def test_gradient_boosted_onnx_model_answers_as_scikit_learn_does(tmp_path: Path) -> None:
+    made(gradient_boosted, tmp_path)
+    features, labels = (part[-gradient_boosted.HELD_OUT :] for part in gradient_boosted.data())
+
+    first, second = computed("gradient-boosted", {"features": features[:100]}, {"features": features[100:]})
+
+    found = np.concatenate([first["label"], second["label"]])
+    probabilities = np.concatenate([first["probabilities"], second["probabilities"]])
+    assert (found == labels).mean() > 0.9
+    np.testing.assert_allclose(probabilities, gradient_boosted.train().predict_proba(features), atol=1e-4)
+    assert wiring.models().get("gradient-boosted").format == "onnx"
 
 
 @pytest.mark.parametrize(

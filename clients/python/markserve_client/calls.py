@@ -97,10 +97,9 @@ class Calls:
             response, _ = yield from self._send("GET", path, ends_at_s, headers=headers)
             if response.status_code != 202:
                 return codec.decode(response.content, response.headers, attempts=attempts)
-            left_s = ends_at_s - self._clock()
-            if left_s <= 0:
+            if self._clock() + pause_s >= ends_at_s:
                 raise TimedOut(f"request {request_id} is not answered yet; fetch it later", status=202)
-            yield min(pause_s, left_s)
+            yield pause_s
             pause_s = min(1.5 * pause_s, POLL_MAX_S)
 
     def _send(self, method: str, path: str, ends_at_s: float, **parts: Any) -> Steps[tuple[httpx.Response, int]]:
