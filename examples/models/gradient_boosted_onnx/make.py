@@ -54,4 +54,4 @@ def main(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(main(Path(sys.argv[1] if len(sys.argv) > 1 else ".")))  # noqa: T201  # its output is the next command
+    print(main(Path(sys.argv[1] if len(sys.argv) > 1 else ".")))  # its output is the next command

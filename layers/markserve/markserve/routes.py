@@ -165,6 +165,7 @@ _ROUTES: tuple[tuple[str, str, View], ...] = (
 
 
 def _chosen(front: Front, request: HttpRequest, model: str, version: str | None) -> Chosen:
+    _slo_class(request)  # refused before anything is read or decoded
     return front.choose(model, version, client=request.client, idempotency_key=request.headers.get("idempotency-key"))
 
 
