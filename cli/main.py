@@ -25,6 +25,7 @@ from cli import (
     plan,
     report,
     requests,
+    serve,
     simulate,
     system,
 )
@@ -53,6 +54,11 @@ for name, command, example in (
         "markserve infer digits photo.png    |    echo '[[[[0, ...]]]]' | markserve infer digits -",
     ),
     ("load", requests.load, "markserve load digits --rate 10 --seconds 30    |    markserve load digits --trace day.csv.gz --scale 0.1"),
+    (
+        "serve",
+        serve.serve,
+        "markserve serve lstm.pt --input x:FP32:-1,32 --rt-max 0.2    |    markserve serve models/a models/b",
+    ),
     ("profile", models.profile, "markserve profile digits --instance-type c5.large"),
     (
         "characterize",

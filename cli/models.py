@@ -10,13 +10,21 @@ from typing import Annotated
 import msgspec
 import typer
 
+from cli import rollout
 from cli.characterize import MeasuredProfile
 from cli.console import BAD_USAGE, Problem, emit_json, emit_table, explained, out
 from cli.system import Json
 from cli.target import connect_to_stack
+from markserve.artefacts import FORMATS
 from markserve.messages import ModelRecord, ProfilePointRecord, TensorSpec
 
-app = typer.Typer(help="Register and list models.", no_args_is_help=True)
+app = typer.Typer(help="Register models, and choose which versions answer.", no_args_is_help=True)
+for _name, _command, _example in (
+    ("promote", rollout.promote, "markserve models promote digits 2 --canary 0.1    |    markserve models promote digits 2"),
+    ("rollback", rollout.rollback, "markserve models rollback digits"),
+    ("delete", rollout.delete, "markserve models delete digits --version 1    |    markserve models delete digits --force"),
+):
+    app.command(_name, epilog=f"Example: `{_example}`")(_command)
 
 DEFAULT_BATCH_SIZES = "1,2,4,8,16,32"
 
@@ -25,18 +33,21 @@ DEFAULT_BATCH_SIZES = "1,2,4,8,16,32"
 @explained()
 def register(
     model: Annotated[str, typer.Argument(help="Name of the model.")],
-    artefact: Annotated[Path, typer.Argument(help="A TorchScript file.")],
+    artefact: Annotated[Path, typer.Argument(help="A TorchScript (.pt), torch.export (.pt2) or ONNX (.onnx) file.")],
     inputs: Annotated[list[str], typer.Option("--input", help="NAME:DATATYPE:SHAPE, -1 being the batch; repeat for more.")],
     outputs: Annotated[list[str], typer.Option("--output", help="NAME:DATATYPE:SHAPE; repeat for more.")],
     version: Annotated[str | None, typer.Option(help="Default: the next whole number.")] = None,
+    hold: Annotated[bool, typer.Option("--hold", help="Give it no requests yet: `models promote` does.")] = False,
     max_batch_size: Annotated[int, typer.Option(min=2, max=1024)] = 64,
     rt_max: Annotated[float | None, typer.Option(help="Latency objective of this model in seconds; default: the stack's.")] = None,
     json: Json = False,
 ) -> None:
-    """Store a model, prove that it runs, and make it live."""
+    """Store a model, prove that it runs, and make it live (or not yet, with --hold)."""
     if not artefact.is_file():
         raise Problem(f"there is no file {artefact}", next_step="export one with torch.jit.save", code=BAD_USAGE)
-    specs = [_tensor_spec(text) for text in inputs], [_tensor_spec(text) for text in outputs]
+    if artefact.suffix not in FORMATS:
+        raise Problem(f"{artefact} ends with none of {', '.join(FORMATS)}", next_step="save it as one of these", code=BAD_USAGE)
+    specs = [tensor_spec(text) for text in inputs], [tensor_spec(text) for text in outputs]
     connect_to_stack()
     from markserve import wiring
     from markserve.registration import ModelSpec, register_model
@@ -45,9 +56,11 @@ def register(
         ModelSpec(
             model=model,
             artefact=artefact.read_bytes(),
+            format=FORMATS[artefact.suffix],
             inputs=tuple(specs[0]),
             outputs=tuple(specs[1]),
             version=version,
+            hold=hold,
             max_batch_size=max_batch_size,
             rt_max_s=rt_max,
         ),
@@ -61,15 +74,18 @@ def register(
     if json:
         emit_json(record)
         return
-    out.print(f"{record.model} version {record.version} is live")
+    live = wiring.models().traffic(model).live
+    out.print(f"{record.model} version {record.version} is {'live' if live == record.version else f'stored, {live} is live'}")
+    if live != record.version:
+        out.print(f"next: try it on a tenth of the requests with `markserve models promote {model} {record.version} --canary 0.1`")
     if not record.profiles:
         out.print(f"next: measure it with `markserve profile {record.model}`", highlight=False)
 
 
-def _tensor_spec(text: str) -> TensorSpec:
+def tensor_spec(text: str) -> TensorSpec:
     """Read NAME:DATATYPE:SHAPE.
 
-    >>> _tensor_spec("image:FP32:-1,1,8,8")
+    >>> tensor_spec("image:FP32:-1,1,8,8")
     TensorSpec(name='image', datatype='FP32', shape=(-1, 1, 8, 8))
     """
     try:
@@ -107,6 +123,7 @@ def show(
     """Show a model: tensors, artefact, versions, measured latencies."""
     connect_to_stack()
     from markserve import wiring
+    from markserve.rollout import served_by_class, served_by_version
 
     record = wiring.models().get(model, version)
     if json:
@@ -116,12 +133,19 @@ def show(
         f"{record.model} version {record.version}",
         ("what", "value"),
         [
-            ("versions", ", ".join(wiring.models().versions(model))),
             ("inputs", _specs_text(record.inputs)),
             ("outputs", _specs_text(record.outputs)),
             ("artefact", f"{record.artefact_key} (sha256 {record.artefact_sha256})"),
             ("max batch size", record.max_batch_size),
         ],
+    )
+    served = served_by_version(model, wiring.windows(), now_s=time.time())
+    rollout.print_traffic(wiring.models().traffic(model), wiring.models().versions(model), served)
+    classes = served_by_class(model, wiring.windows(), now_s=time.time())
+    emit_table(
+        "Classes of requests",
+        ("class", "requests", "in time", "errors"),
+        [(n or "-", *rollout.served_cells(s)) for n, s in classes.items()],
     )
     _print_profiles(record)
 

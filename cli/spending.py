@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
+from simulator.sagemaker_prices import sagemaker_price_usd_per_hour
 
 from markserve.core.cost import LAMBDA_GB_S_PRICES, plumbing_cost_breakdown_usd, spill_cost_per_request_usd
 from markserve.core.histogram import from_text, merge, quantile_s
@@ -28,7 +29,6 @@ from simulator.assumptions import (
     UNITS_PER_INSTANCE_S,
     UNITS_PER_REQUEST,
 )
-from simulator.sagemaker_prices import sagemaker_price_usd_per_hour
 
 MONTH_H = 730.0
 SAGEMAKER_UTILISATION = 0.7

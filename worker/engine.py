@@ -247,6 +247,7 @@ class Engine:
             batch_wait_s=started_s - work.received_at_s,
             compute_s=finished_s - started_s,
             finished_at_s=finished_s,
+            model_version=request.model_version,
         )
         return Finished(received=work.received, answer=answer, is_suspect=work.is_suspect)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from markserve.core.types import InstanceState
+from markserve.core.types import Instance, InstanceState
 from markserve.errors import ConfigurationError, StaleWrite, Transient
 from markserve.messages import InstanceDrained, InstanceReady
 from markserve.ports import EventPublisher, InstanceRegistry, InterruptionNotice, ParameterSource
@@ -29,6 +30,7 @@ class Lifeline:
         events: EventPublisher,
         interruption: InterruptionNotice,
         clock: Callable[[], float],
+        versions: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:
         self._engine = engine
         self._model = model
@@ -38,6 +40,7 @@ class Lifeline:
         self._events = events
         self._interruption = interruption
         self._clock = clock
+        self._versions = versions
         self._is_drain_recorded = False
 
     def announce_ready(self, *, patience_s: float, pause: Callable[[float], object]) -> None:
@@ -67,7 +70,7 @@ class Lifeline:
         """Report, and learn of a drain and of changed parameters."""
         self._engine.tidy()
         try:
-            instance = self._instances.heartbeat(self._instance_id, at_s=self._clock(), stats=self._engine.stats())
+            instance = self._heartbeat()
         except StaleWrite as error:
             self._engine.drain(f"not in the registry: {error}")
         else:
@@ -96,10 +99,14 @@ class Lifeline:
 
     def _is_known(self) -> bool:
         try:
-            self._instances.heartbeat(self._instance_id, at_s=self._clock(), stats=self._engine.stats())
+            self._heartbeat()
         except StaleWrite:
             return False
         return True
+
+    def _heartbeat(self) -> Instance:
+        stats = replace(self._engine.stats(), versions=self._versions())
+        return self._instances.heartbeat(self._instance_id, at_s=self._clock(), stats=stats)
 
     def _record_drain(self) -> None:
         """Record a drain that began here, so that nobody counts on this instance."""

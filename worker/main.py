@@ -29,6 +29,7 @@ from worker.measure import measure
 from worker.pacing import Pacing
 from worker.threads import serve
 from worker.tracing import Tracing
+from worker.versions import Versions
 
 STARTUP_BATCH_SIZES = (1, 2, 4, 8)
 STARTUP_SAMPLES = 10
@@ -52,13 +53,18 @@ def main(wrap: Wrap = lambda runner: runner, *, threads: int | None = None) -> N
     settings = wiring.settings()
     _check(settings)
     logger.append_keys(model=settings.model, instance_id=settings.instance_id)
-    threads = threads or os.cpu_count() or 1
+    cores = threads or os.cpu_count() or 1
     if settings.purpose not in ("", SERVE):
-        measure(settings, wrap, threads=threads)
+        measure(settings, wrap, threads=cores)
         return
-    runners = Runners(settings.model, wrap=wrap, threads=threads)
+
+    def load(record: ModelRecord) -> ModelRunner:
+        return wrap(wiring.model_runner(record, tier=Tier.WORKER, threads=cores))
+
+    versions = Versions(settings.model, models=wiring.models(), load=load)
     record = wiring.models().get(settings.model)
-    pacing = prepare(record, runners.get(record.version), settings.instance_type)
+    pacing = prepare(record, versions.get(record.version), settings.instance_type)
+    versions.follow_traffic()
     pause = threading.Event()
     queue = wiring.work_queue(record.queue_url)
     tracing = Tracing(wiring.traces(), name=f"{settings.stack_name}-worker")
@@ -67,9 +73,9 @@ def main(wrap: Wrap = lambda runner: runner, *, threads: int | None = None) -> N
         instance_id=settings.instance_id,
         queue=queue,
         mailbox=mailbox,
-        intake=Intake(instance_id=settings.instance_id, blobs=wiring.blobs(), mailbox=mailbox, runner_for=runners.get, pause=pause.wait),
+        intake=Intake(instance_id=settings.instance_id, blobs=wiring.blobs(), mailbox=mailbox, runner_for=versions.get, pause=pause.wait),
         pacing=pacing,
-        runner_for=runners.get,
+        runner_for=versions.get,
         receive_wait_s=settings.receive_wait_s,
         clock=time.time,
         receivers=settings.receivers,
@@ -83,6 +89,7 @@ def main(wrap: Wrap = lambda runner: runner, *, threads: int | None = None) -> N
         events=wiring.events(),
         interruption=wiring.interruption_notice(),
         clock=time.time,
+        versions=versions.loaded,
     )
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, lambda number, _frame: engine.drain(signal.Signals(number).name))
@@ -90,7 +97,7 @@ def main(wrap: Wrap = lambda runner: runner, *, threads: int | None = None) -> N
     gc.collect()
     gc.freeze()
     lifeline.announce_ready(patience_s=settings.heartbeat_timeout_s, pause=pause.wait)
-    serve(engine, lifeline, receivers=settings.receivers, heartbeat_s=settings.heartbeat_s)
+    serve(engine, lifeline, receivers=settings.receivers, heartbeat_s=settings.heartbeat_s, follow_traffic=versions.follow_traffic)
     lifeline.conclude()
 
 
@@ -114,26 +121,6 @@ def prepare(record: ModelRecord, runner: ModelRunner, instance_type: str) -> Pac
                 raise InferenceFailed(f"{record.model} version {record.version} fails on zeros in a batch of {size}: {result}") from result
     logger.info("%s version %s on %s: %s", record.model, record.version, instance_type, pacing.limits.reason)
     return pacing
-
-
-class Runners:
-    """The model's versions, each loaded once: a version registered while this worker runs is served too."""
-
-    def __init__(self, model: str, *, wrap: Wrap, threads: int) -> None:
-        self._model = model
-        self._wrap = wrap
-        self._threads = threads
-        self._lock = threading.Lock()
-        self._loaded: dict[str, ModelRunner] = {}
-
-    def get(self, version: str) -> ModelRunner:
-        """Return a version's runner. Raises `UnknownModel`, or `ConfigurationError` for an artefact that cannot be loaded."""
-        with self._lock:
-            if version not in self._loaded:
-                record = wiring.models().get(self._model, version)
-                self._loaded[version] = self._wrap(wiring.model_runner(record, tier=Tier.WORKER, threads=self._threads))
-                logger.info("loaded %s version %s", self._model, version)
-            return self._loaded[version]
 
 
 def _check(settings: Settings) -> None:

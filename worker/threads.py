@@ -23,17 +23,24 @@ REPLIERS = 8
 NOTICE_POLL_S = 2.0
 """The spot notice comes two minutes ahead; AWS suggests looking every 5 s."""
 UNAVAILABLE_PAUSE_S = 1.0
+TRAFFIC_POLL_S = 5.0
+"""How soon a worker begins to load a new version: one read each; a load takes longer than this."""
 
 
-def serve(engine: Engine, lifeline: Lifeline, *, receivers: int, heartbeat_s: float) -> None:
+def _nothing() -> None:
+    pass
+
+
+def serve(engine: Engine, lifeline: Lifeline, *, receivers: int, heartbeat_s: float, follow_traffic: Callable[[], None] = _nothing) -> None:
     """Run the engine's steps in threads until it has drained; raises what any of them raised."""
-    threads = _Threads(engine, lifeline, heartbeat_s)
+    threads = _Threads(engine, lifeline, heartbeat_s, follow_traffic)
     loops: list[Callable[[], None]] = [
         *[threads.receive] * receivers,
         threads.run,
         *[threads.reply] * REPLIERS,
         threads.beat,
         threads.watch,
+        threads.follow_traffic,
     ]
     pool = ThreadPoolExecutor(max_workers=len(loops), thread_name_prefix="worker")
     done, unfinished = wait([pool.submit(loop) for loop in loops], return_when=FIRST_EXCEPTION)
@@ -47,10 +54,11 @@ def serve(engine: Engine, lifeline: Lifeline, *, receivers: int, heartbeat_s: fl
 class _Threads:
     """The loops, and the queue of answers between them."""
 
-    def __init__(self, engine: Engine, lifeline: Lifeline, heartbeat_s: float) -> None:
+    def __init__(self, engine: Engine, lifeline: Lifeline, heartbeat_s: float, follow_traffic: Callable[[], None]) -> None:
         self._engine = engine
         self._lifeline = lifeline
         self._heartbeat_s = heartbeat_s
+        self._follow_traffic = follow_traffic
         self._replies: SimpleQueue[Finished | None] = SimpleQueue()
         self._pause = threading.Event()
 
@@ -91,6 +99,11 @@ class _Threads:
         """Look for a spot interruption notice."""
         while not self._engine.wait_until_drained(NOTICE_POLL_S):
             self._lifeline.heed_interruption()
+
+    def follow_traffic(self) -> None:
+        """Load versions ahead of their traffic; here, so that no request, batch or heartbeat waits for a load."""
+        while not self._engine.wait_until_drained(TRAFFIC_POLL_S):
+            self._follow_traffic()
 
     def abandon(self) -> None:
         """Make every loop return that is not stuck."""

@@ -46,6 +46,14 @@ class Runners:
         self._loaded[model, version] = runner
         return runner, True
 
+    def ready(self, model: str) -> bool:
+        """Load what answers a model's requests, a canary included; return whether the live version had to be loaded now."""
+        traffic = self._models.traffic(model)
+        _, cold_start = self.get(model, traffic.live)
+        if traffic.canary is not None:
+            self.get(model, traffic.canary)
+        return cold_start
+
 
 def run(request: InferenceRequest, *, runners: Runners, blobs: BlobStore, now_s: Callable[[], float]) -> Answer:
     """Compute one request; what is wrong with the request, or what the model makes of it, is part of the answer.
@@ -76,6 +84,7 @@ def run(request: InferenceRequest, *, runners: Runners, blobs: BlobStore, now_s:
         compute_s=finished_at_s - started_at_s,
         finished_at_s=finished_at_s,
         cold_start=cold_start,
+        model_version=request.model_version,
     )
     return offload_outputs(answer, blobs)
 
@@ -84,7 +93,7 @@ def warm_up(event: Mapping[str, Any], *, runners: Runners, now_s: Callable[[], f
     """Load a model and hold this environment for a moment."""
     started_at_s = now_s()
     try:
-        _, cold_start = runners.get(str(event["model"]), None)
+        cold_start = runners.ready(str(event["model"]))
     except UnknownModel as error:
         # Deleted since it was planned for; nothing to warm, and nothing to retry.
         return {"warm": False, "reason": str(error)}

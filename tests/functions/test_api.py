@@ -411,14 +411,14 @@ def test_client_gets_the_one_answer_whoever_is_first(
     assert world.worker_wrote in ([], [stored.answer.tier is Tier.WORKER and stored.answer.error is None])
 
 
-def test_other_versions_are_spilled_since_workers_hold_the_live_one() -> None:
+def test_version_that_workers_have_not_loaded_is_spilled_so_that_nobody_waits_for_a_load() -> None:
     world = World()
     world.models.put(a_model_record(version="2"))
 
     reply = world.ask(a_triton_event(path=f"/v2/models/{MODEL}/versions/1/infer"))
 
     assert (reply.status, reply.tier, reply.triton().get_response()["model_version"]) == (200, "lambda", "1")
-    assert reply.headers["x-markserve-reason"] == "spilled: version 1 is not the live one"
+    assert reply.headers["x-markserve-reason"] == "spilled: not every worker has loaded version 1"
 
 
 def test_request_is_spilled_when_the_queue_does_not_take_it() -> None:

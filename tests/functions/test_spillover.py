@@ -71,6 +71,7 @@ def test_answer_says_how_it_came_about() -> None:
         compute_s=pytest.approx(0.01),
         finished_at_s=pytest.approx(NOW_S + 0.16),
         cold_start=True,
+        model_version="1",
     )
 
 

@@ -235,7 +235,7 @@ def stack(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
     monkeypatch.setenv("MARKSERVE_STACK_NAME", "demo")
     _forget()
     with mock_aws():
-        for name in ("models", "control", "instances"):
+        for name in ("models", "control", "instances", "windows"):
             monkeypatch.setenv(f"MARKSERVE_{name.upper()}_TABLE", create_table(boto3.client("dynamodb"), f"demo-{name}"))
         yield lambda service: boto3.client(service)  # type: ignore[call-overload]
     _forget()

@@ -9,9 +9,10 @@ from markserve.core.notes import bounded
 from markserve.core.planning import CapacityPlan, ModelDemand, Rejected, SpillTier, Trigger, plan_capacity
 from markserve.core.pruning import undominated
 from markserve.core.search import improve
+from markserve.core.spillover import AdmissionAction, admit, fleet_view
 from markserve.core.task import Task
 from markserve.core.tunables import Tunables
-from markserve.core.types import BatchProfile, CapacityType, Forecast, Instance, InstanceState, Offering
+from markserve.core.types import BatchProfile, CapacityType, Forecast, Instance, InstanceState, Offering, Slo
 from tests.builders import MODEL, NOW_S, a_forecast, a_profile, a_spot_offering, an_instance, an_offering, worker_stats
 
 LARGE = an_offering()
@@ -453,6 +454,73 @@ def test_plan_does_not_replace_when_launches_are_pending() -> None:
     result = plan(a_demand(profiles=profiles, forecast=flat(8.0)), instances=[gpu, pending])
 
     assert bought(result) == {}
+
+
+# --- scale to zero ----------------------------------------------------------------------------------------
+
+LAMBDA_ALONE = SpillTier(usd_per_request=1e-6, latency_s=0.1, capacity_rps=1000.0)
+
+
+def test_plan_says_that_it_scaled_to_zero_and_what_lambda_alone_costs() -> None:
+    result = plan(a_demand(forecast=flat(1.0), spill=LAMBDA_ALONE))
+
+    assert bought(result) == {}
+    assert f"scaled to zero: Lambda alone costs $0.0036/h, the cheapest instance {LARGE.key} $0.0850/h" in result.reason
+    assert [warm.model for warm in result.warm_ups] == [MODEL]
+
+
+def test_plan_drains_the_last_instance_of_a_model_that_is_asked_for_when_lambda_alone_is_cheaper() -> None:
+    asked = a_demand(forecast=flat(1.0), measured_rate_rps=1.5, spill=LAMBDA_ALONE)
+
+    first = plan(asked, instances=[a_worker(1)])
+    then = plan(asked, instances=[a_worker(1, unwanted_cycles=1)])
+
+    assert (first.drains, first.unwanted_cycles) == ((), {"i-1": 1})
+    (drain,) = then.drains
+    assert drain.reason == "not wanted by the last 2 plans; Lambda alone is cheaper: its 1.5 rps cost $0.0054/h there and $0.0850/h on it"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"measured_rate_rps": 30.0, "spill": replace(LAMBDA_ALONE, usd_per_request=3e-6)},  # $0.1080/h for what it serves
+        {"spill": replace(LAMBDA_ALONE, capacity_rps=1.2)},  # more than Lambda's limit lets through
+        {"spill": None},
+        {"tunables": replace(TUNABLES, min_instances=1)},
+    ],
+)
+def test_plan_keeps_the_last_instance_when_lambda_alone_is_dearer_or_cannot_take_it(overrides: dict[str, Any]) -> None:
+    asked = a_demand(**{"forecast": flat(1.0), "measured_rate_rps": 1.5, "spill": LAMBDA_ALONE, **overrides})
+
+    assert plan(asked, instances=[a_worker(1, unwanted_cycles=9)]).drains == ()
+
+
+def test_plan_wakes_a_model_up_when_load_pays_for_an_instance_and_lambda_serves_until_it_is_there() -> None:
+    rising = a_demand(forecast=flat(25.0), measured_rate_rps=25.0, spill=replace(LAMBDA_ALONE, usd_per_request=1e-5))
+
+    result = plan(rising)
+
+    (launch,) = result.launches
+    lead = result.models[0].lead_step
+    assert result.models[0].spillover_rps[:lead] == (25.0,) * lead
+    (warm,) = result.warm_ups
+    assert warm.environments == 3  # 25 rps of 0.1 s each, until the instances serve
+    booting = [
+        a_worker(n, state=InstanceState.WARMING, serving_at_s=None, requested_at_s=NOW_S - 60.0, heartbeat_at_s=None)
+        for n in range(launch.count)
+    ]
+    decision = admit(
+        fleet=fleet_view(booting, NOW_S, 15.0),
+        slo=Slo(latency_s=0.5),
+        arrival_at_s=NOW_S,
+        now_s=NOW_S,
+        spill_latency_s=0.1,
+        reply_overhead_s=0.02,
+        margin_s=0.01,
+        spill_available=True,
+    )
+    assert (decision.action, decision.reason) == (AdmissionAction.SPILL, "spilled: no worker serves")
+    assert plan(rising, instances=booting).launches == ()
 
 
 # --- scale-in ---------------------------------------------------------------------------------------------

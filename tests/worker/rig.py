@@ -70,6 +70,7 @@ class Rig:
         self.instances = MemoryInstanceRegistry()
         self.instances.put(an_instance(instance_id=INSTANCE_ID, state=InstanceState.WARMING))
         self.parameters = MemoryParameterSource(tunables or Tunables(rt_max_s=0.2))
+        self.versions: tuple[str, ...] = faults.get("versions", ())
         self.notice = MemoryInterruptionNotice()
         self.model = MemoryModelRunner(failures=failures)
         self.runner = TimedRunner(self.clock, self.model)
@@ -138,6 +139,7 @@ class Rig:
             events=self.events,
             interruption=self.notice,
             clock=self.clock,
+            versions=lambda: self.versions,
         )
         return engine, lifeline
 

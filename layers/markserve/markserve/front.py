@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import msgspec
 
 from markserve.attempt import GRACE_S, KEPT_TTL_S, POLL_MIN_S, RETRY_AFTER_S, Attempt
+from markserve.core.slo_class import SloClass, class_objective
 from markserve.core.spillover import Admission, AdmissionAction, admit, poll_delays_s
+from markserve.core.traffic import choose_version
 from markserve.core.types import Slo, Tier
 from markserve.errors import IdempotencyMismatch, InvalidRequest, Overloaded, Transient, UnknownModel
 from markserve.front_view import FrontView
@@ -43,10 +45,22 @@ class FrontPorts:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Chosen:
+    """Which version answers a request, before anybody looks at its body."""
+
+    record: ModelRecord
+    request_id: str
+    reason: str = ""
+    """Why this version, where there was a choice."""
+    stored: StoredResult | None = None
+    """What an earlier attempt under the same idempotency key left behind."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
     """One checked request for inference."""
 
-    record: ModelRecord
+    chosen: Chosen
     inputs: tuple[Tensor, ...]
     output_names: tuple[str, ...]
     arrival_at_s: float
@@ -55,7 +69,18 @@ class Call:
     """Of everything that decides the answer."""
     idempotency_key: str | None = None
     asynchronous: bool = False
+    slo_class: SloClass = SloClass.INTERACTIVE
     trace_id: str | None = None
+
+    @property
+    def record(self) -> ModelRecord:
+        """The version that answers."""
+        return self.chosen.record
+
+    @property
+    def is_deferred(self) -> bool:
+        """Whether the answer is fetched later, by wish or by class."""
+        return self.asynchronous or self.slo_class is SloClass.BATCH
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +91,8 @@ class Served:
     reason: str
     timings_s: tuple[tuple[str, float], ...] = ()
     """Where the time went, in order; empty for an answer given before."""
+    model_version: str = ""
+    """Version that the answer is of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,18 +122,48 @@ class Front:
         self.view = FrontView(models=ports.models, instances=ports.instances, heartbeat_timeout_s=heartbeat_timeout_s, now_s=now_s)
         self.metrics = MetricsBuffer(ports.metrics, window_s=window_s, new_id=new_id)
 
+    def choose(self, model: str, version: str | None, *, client: str, idempotency_key: str | None) -> Chosen:
+        """Choose the version that answers a request, the same for every attempt under one idempotency key.
+
+        Raises
+        ------
+        UnknownModel
+            If there is no such model, or no such version of it.
+        InvalidRequest
+            If the idempotency key is malformed.
+        """
+        traffic = self.view.traffic(model)
+        request_id = self._request_id(model, client, idempotency_key)
+        stored = self._ports.results.get(request_id) if idempotency_key is not None else None
+        if stored is not None and stored.model_version and version in (None, stored.model_version):
+            try:  # traffic may have moved on since
+                return Chosen(record=self.view.record(model, stored.model_version), request_id=request_id, stored=stored)
+            except UnknownModel:
+                pass  # removed since; whoever answers now can still repeat what was answered then
+        if version is not None:
+            return Chosen(record=self.view.record(model, version), request_id=request_id, stored=stored)
+        choice = choose_version(
+            model=model,
+            live=traffic.live,
+            canary=traffic.canary,
+            weight=traffic.canary_weight,
+            key=request_id,
+            is_canary_ready=traffic.canary is None or self.view.is_loaded(model, traffic.canary),
+        )
+        return Chosen(record=self.view.record(model, choice.version), request_id=request_id, reason=choice.reason, stored=stored)
+
     def infer(self, call: Call) -> Served | Pending:
         """Have a request answered, or accept it for later.
 
         Raises
         ------
         InvalidRequest
-            If the idempotency key is malformed or was used with another body.
+            If the idempotency key was used with another body.
         Overloaded
             If nothing was accepted.
         """
-        request_id = self._request_id(call)
-        if call.idempotency_key is not None and (known := self._known(call, request_id)) is not None:
+        request_id = call.chosen.request_id
+        if call.chosen.stored is not None and (known := self._known(call, call.chosen.stored)) is not None:
             return known
         admission = self._admit(call)
         request = InferenceRequest(
@@ -121,13 +178,14 @@ class Front:
             reply_overhead_s=self.view.measured(call.record).reply_s.value,
             trace_id=call.trace_id,
         )
-        if (call.asynchronous or call.idempotency_key is not None) and not self._put_pending(call, request):
+        if (call.is_deferred or call.idempotency_key is not None) and not self._put_pending(call, request):
             # Another attempt under this key was accepted meanwhile, or one was and its deadline passed unanswered.
-            known = self._known(call, request_id)
+            stored = self._ports.results.get(request_id)
+            known = None if stored is None else self._known(call, stored)
             if known is not None:
                 return known
         request = offload_inputs(request, self._ports.blobs)
-        if call.asynchronous:
+        if call.is_deferred:
             self._enqueue_async(call, request)
             return Pending(request_id=request_id)
         return self._serve(call, request, admission)
@@ -185,31 +243,33 @@ class Front:
             raise
         timings_s = attempt.timings_s(answer, now_s=self._now_s())
         self._count(call, tier=answer.tier, succeeded=answer.error is None)
-        return Served(answer=fetch_outputs(answer, self._ports.blobs), reason=reason, timings_s=timings_s)
+        reason = f"{reason}; {call.chosen.reason}" if call.chosen.reason else reason
+        version = answer.model_version or call.record.version
+        return Served(answer=fetch_outputs(answer, self._ports.blobs), reason=reason, timings_s=timings_s, model_version=version)
 
-    def _request_id(self, call: Call) -> str:
-        key = call.idempotency_key
+    def _request_id(self, model: str, client: str, key: str | None) -> str:
         if key is None:
             return self._new_id()
         if not 0 < len(key) <= KEY_MAX_CHARACTERS:
             raise InvalidRequest(f"must have 1 to {KEY_MAX_CHARACTERS} characters", field="Idempotency-Key")
         # The client is part of the id: nobody can reach another's answer by guessing a key.
-        return str(uuid.uuid5(uuid.NAMESPACE_URL, msgspec.json.encode([call.client, call.record.model, key]).decode()))
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, msgspec.json.encode([client, model, key]).decode()))
 
-    def _known(self, call: Call, request_id: str) -> Served | Pending | None:
+    def _known(self, call: Call, stored: StoredResult) -> Served | Pending | None:
         """Return what an earlier attempt under the same key led to; None when this one has to compute."""
-        stored = self._ports.results.get(request_id)
-        if stored is None:
-            return None
         if stored.body_sha256 != call.body_sha256:
             raise IdempotencyMismatch("was used with a different request", field="Idempotency-Key")
         if stored.answer is None and stored.deadline_at_s is None:
             # It may have been recorded and never sent; should it run twice, the first answer counts.
-            return Pending(request_id=request_id) if not call.asynchronous else None
-        answer = stored.answer or self._wait_for_other(request_id, until_s=(stored.deadline_at_s or 0.0) + GRACE_S)
+            return Pending(request_id=stored.request_id) if not call.is_deferred else None
+        answer = stored.answer or self._wait_for_other(stored.request_id, until_s=(stored.deadline_at_s or 0.0) + GRACE_S)
         if answer is None:
             return None
-        return Served(answer=fetch_outputs(answer, self._ports.blobs), reason="answered before under the same idempotency key")
+        return Served(
+            answer=fetch_outputs(answer, self._ports.blobs),
+            reason="answered before under the same idempotency key",
+            model_version=answer.model_version or stored.model_version or call.record.version,
+        )
 
     def _wait_for_other(self, request_id: str, *, until_s: float) -> Answer | None:
         for delay_s in poll_delays_s(first_s=POLL_MIN_S, total_s=until_s - self._now_s()):
@@ -221,17 +281,17 @@ class Front:
 
     def _admit(self, call: Call) -> Admission:
         record, now_s = call.record, self._now_s()
-        slo = self._slo(record.model)
+        slo = self._objective(call)
         measured = self.view.measured(record)
         spill_available = self._spill_available(record.model)
-        if spill_available and not call.asynchronous and record.version != self.view.record(record.model).version:
-            # A worker would first have to load it, and the live version's requests would wait for that.
+        if spill_available and not call.is_deferred and not self.view.is_loaded(record.model, record.version):
+            # A worker would first have to load it, and other requests would wait for that, too.
             admission = Admission(
                 action=AdmissionAction.SPILL,
                 deadline_at_s=call.arrival_at_s + slo.latency_s,
                 spill_at_s=now_s,
                 predicted_wait_s=0.0,
-                reason=f"spilled: version {record.version} is not the live one",
+                reason=f"spilled: not every worker has loaded version {record.version}",
             )
         else:
             admission = admit(
@@ -244,7 +304,7 @@ class Front:
                 margin_s=max(MARGIN_MIN_S, MARGIN_SHARE * slo.latency_s),
                 spill_available=spill_available,
                 keeps_reserve=self.view.keeps_reserve(record, self._ports.parameters.get(record.model)),
-                asynchronous=call.asynchronous,
+                asynchronous=call.is_deferred,
             )
         self.metrics.arrival(record.model, at_s=call.arrival_at_s)
         if admission.action is AdmissionAction.REJECT:
@@ -272,8 +332,10 @@ class Front:
             raise Overloaded(f"not accepted: {error}", retry_after_s=RETRY_AFTER_S, status=503) from error
         self.metrics.report_if_due(now_s=self._now_s(), slack_s=float("inf"))
 
-    def _slo(self, model: str) -> Slo:
-        return self._ports.parameters.get(model).slo
+    def _objective(self, call: Call) -> Slo:
+        """Objective of the request's class; a deferred request has none, and any does for admitting it."""
+        tunables = self._ports.parameters.get(call.record.model)
+        return class_objective(call.slo_class, tunables) or tunables.slo
 
     def _spill_available(self, model: str) -> bool:
         return self._ports.parameters.get(model).spillover_max_concurrency > 0
@@ -285,5 +347,7 @@ class Front:
             tier=tier,
             latency_s=self._now_s() - call.arrival_at_s,
             succeeded=succeeded,
-            objective_s=self._slo(call.record.model).latency_s,
+            objective_s=self._objective(call).latency_s,
+            slo_class=call.slo_class,
+            model_version=call.record.version,
         )

@@ -11,12 +11,14 @@ from markserve.core.spillover import FleetView, fleet_view
 from markserve.core.tunables import Tunables
 from markserve.core.types import Instance
 from markserve.errors import Transient
-from markserve.messages import ModelRecord
+from markserve.messages import ModelRecord, Traffic
 from markserve.plan_inputs import model_spill_reserve
 from markserve.ports import InstanceRegistry, ModelStore
 
 RECORD_TTL_S = 30.0
-"""A new version goes live within this time; records are read once per environment in it."""
+"""A version's record changes with its profiles only; it is read once per environment in this time."""
+TRAFFIC_TTL_S = 10.0
+"""A promotion or a rollback reaches every environment within this time."""
 FLEET_TTL_S = 1.0
 """Workers report once a second, so a fresher view would not know more."""
 
@@ -90,13 +92,24 @@ class FrontView:
         self._heartbeat_timeout_s = heartbeat_timeout_s
         self._now_s = now_s
         self._records: _Cache[ModelRecord] = _Cache(ttl_s=RECORD_TTL_S, now_s=now_s)
+        self._traffic: _Cache[Traffic] = _Cache(ttl_s=TRAFFIC_TTL_S, now_s=now_s)
         self._fleets: _Cache[list[Instance]] = _Cache(ttl_s=FLEET_TTL_S, now_s=now_s)
         self._measured: dict[str, Measured] = {}
         self._keeps_reserve: dict[Hashable, bool] = {}
 
     def record(self, model: str, version: str | None = None) -> ModelRecord:
         """Return a version of a model, by default the live one; raises `UnknownModel`."""
-        return self._records.get((model, version), lambda: self._models.get(model, version))
+        chosen = version or self.traffic(model).live
+        return self._records.get((model, chosen), lambda: self._models.get(model, chosen))
+
+    def traffic(self, model: str) -> Traffic:
+        """Return who answers requests that name no version; raises `UnknownModel`."""
+        return self._traffic.get(model, lambda: self._models.traffic(model))
+
+    def is_loaded(self, model: str, version: str) -> bool:
+        """Whether every serving worker has loaded a version; so it is where none serves, since then nobody waits for one."""
+        fleet = self.fleet(model)
+        return fleet.serving_instances == 0 or fleet.has_loaded(version, live=self.traffic(model).live)
 
     def fleet(self, model: str) -> FleetView:
         """Summarise the model's workers."""

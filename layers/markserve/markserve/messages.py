@@ -84,6 +84,19 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
     data: bytes
 
 
+class Stack(msgspec.Struct, frozen=True):
+    """Rows of one tensor, of one request or of several, on their way through a model."""
+
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes | bytearray | memoryview
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of a fixed-size datatype."""
+        return len(self.data) // self.shape[0]
+
+
 class InferenceRequest(Message, frozen=True, kw_only=True):
     """One accepted request, on its way to a worker or to the spillover function."""
 
@@ -135,6 +148,8 @@ class Answer(Message, frozen=True, kw_only=True):
     compute_s: float = 0.0
     finished_at_s: float = 0.0
     cold_start: bool = False
+    model_version: str = ""
+    """Version that computed it; empty where nothing was computed."""
 
 
 class StoredResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,6 +184,10 @@ class ProfilePointRecord(msgspec.Struct, frozen=True, kw_only=True):
     samples: int
 
 
+ModelFormat = Literal["torchscript", "torch_export", "onnx"]
+"""How an artefact is stored; none of them runs code of its own when it is loaded, as a pickle would."""
+
+
 class ModelRecord(Message, frozen=True, kw_only=True):
     """A registered model version: its tensors, artefact, objective and measured profiles."""
 
@@ -178,12 +197,34 @@ class ModelRecord(Message, frozen=True, kw_only=True):
     outputs: tuple[TensorSpec, ...]
     artefact_key: str
     artefact_sha256: str
-    format: Literal["torchscript"] = "torchscript"
+    format: ModelFormat = "torchscript"
     max_batch_size: int = 64
     queue_url: str = ""
     profiles: dict[str, tuple[ProfilePointRecord, ...]] = {}
     """By instance type; the key `lambda` is the spillover function's."""
     created_at_s: float = 0.0
+
+
+class Traffic(Message, frozen=True, kw_only=True):
+    """Which versions of a model answer requests that name none."""
+
+    model: str
+    live: str
+    canary: str | None = None
+    """Loaded by workers ahead of its traffic, also while its weight is 0."""
+    canary_weight: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    """Share of requests that the canary answers."""
+    previous: str | None = None
+    """Live before `live`: what a rollback returns to; workers keep it loaded."""
+    number: int = 0
+    """Of changes so far: the next one must know the last."""
+    changed_at_s: float = 0.0
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Versions to keep loaded, the live one first."""
+        wanted = (self.live, self.canary, self.previous)
+        return tuple(dict.fromkeys(version for version in wanted if version is not None))
 
 
 class ClientRecord(Message, frozen=True, kw_only=True):
@@ -204,7 +245,7 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class OutcomeCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """Outcomes of one model's requests that arrived in one window, for one tier."""
+    """Outcomes of one model's requests that arrived in one window, for one tier, class and version."""
 
     model: str
     window_at_s: float
@@ -213,6 +254,9 @@ class OutcomeCounts(msgspec.Struct, frozen=True, kw_only=True):
     ok: Count = 0
     errors: Count = 0
     within_slo: Count = 0
+    model_version: str = ""
+    slo_class: str = ""
+    """What the request asked for; `within_slo` is judged by its objective."""
     latency_histogram: dict[str, Count] = {}
     """Bucket index (as text) to count; see `core.histogram`."""
 

@@ -25,7 +25,9 @@ from markserve.messages import (
     ModelRecord,
     OutcomeCounts,
     PlanRecord,
+    Stack,
     StoredResult,
+    Traffic,
 )
 
 
@@ -42,10 +44,28 @@ class ModelStore(Protocol):
         """Return the live version of every model, by name."""
 
     def put(self, record: ModelRecord) -> None:
-        """Store a version and make it the live one."""
+        """Store a version and make it the live one, with all traffic."""
+
+    def store(self, record: ModelRecord) -> None:
+        """Store a version and leave traffic as it is. Raises `StaleWrite` when traffic moved meanwhile."""
+
+    def traffic(self, model: str) -> Traffic:
+        """Return who answers a model's requests. Raises `UnknownModel`."""
+
+    def route(self, traffic: Traffic) -> None:
+        """Change who answers, as the successor of change `number - 1`.
+
+        Raises `UnknownModel` for a version that is not stored, `StaleWrite` when another change came first.
+        """
+
+    def delete_version(self, model: str, version: str) -> None:
+        """Remove a version that gets no traffic; unknown is fine. Raises `StaleWrite` for the live one or the canary."""
 
     def delete(self, model: str) -> None:
         """Remove every version; unknown is fine."""
+
+    def withdraw(self, model: str) -> None:
+        """Make a model unknown to new requests, its versions staying for those under way; unknown is fine."""
 
 
 class ResultStore(Protocol):
@@ -340,3 +360,17 @@ class ModelRunner(Protocol):
 
     def run(self, batch: Sequence[InferenceRequest]) -> list[Answer | Exception]:
         """One entry per request, in order; a request's own failure is its entry, not an exception."""
+
+
+class StackRunner(ModelRunner, Protocol):
+    """A loaded model that also takes rows already stacked, so that a batch can come from another process."""
+
+    @property
+    def record(self) -> ModelRecord:
+        """What is loaded; inputs and outputs that were not declared are the artefact's own, where it states them."""
+
+    def compute(self, inputs: Sequence[Stack]) -> Sequence[Stack]:
+        """One forward pass. Raises `InvalidRequest` for inputs the model cannot take, `InferenceFailed` when it raised."""
+
+    def use_threads(self, threads: int) -> None:
+        """CPU threads of one forward pass from now on."""

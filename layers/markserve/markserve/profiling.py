@@ -70,7 +70,7 @@ def store_profile(models: ModelStore, *, model: str, instance_type: str, points:
     """Make a measurement the profile of the model's live version on an instance type."""
     record = models.get(model)
     updated = msgspec.structs.replace(record, profiles={**record.profiles, instance_type: tuple(points)})
-    models.put(updated)
+    models.store(updated)
     return updated
 
 

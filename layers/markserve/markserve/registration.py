@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import msgspec
 
+from markserve.artefacts import SUFFIXES
 from markserve.core.tunables import parse_tunable
 from markserve.errors import InvalidRequest, UnknownModel
-from markserve.messages import ModelRecord, TensorSpec
+from markserve.messages import ModelFormat, ModelRecord, TensorSpec
 from markserve.ports import BlobStore, ModelRunner, ModelStore, ParameterWriter, WorkQueueAdmin
 from markserve.profiling import sample_request
 from markserve.protocol.tensors import ELEMENT_BYTES
@@ -35,9 +36,12 @@ class ModelSpec:
     artefact: bytes
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    format: ModelFormat = "torchscript"
     version: str | None = None
     """Default: the next whole number."""
     max_batch_size: int = 64
+    hold: bool = False
+    """Whether to store it without traffic, to be promoted later; a model's first version is live all the same."""
     rt_max_s: float | None = None
     """Latency objective of this model; default: the stack's."""
 
@@ -52,7 +56,7 @@ def register_model(
     load: Callable[[ModelRecord, bytes], ModelRunner],
     now_s: float,
 ) -> ModelRecord:
-    """Make a model version live, or say why not.
+    """Store a model version and make it live, or say why not.
 
     Registering the same version with the same artefact again repeats the steps and changes nothing, so a
     registration that was cut off is finished by repeating it. Profiles of the version before it are carried over as a
@@ -77,8 +81,9 @@ def register_model(
         version=version,
         inputs=spec.inputs,
         outputs=spec.outputs,
-        artefact_key=f"models/{spec.model}/{version}/{digest}.pt",
+        artefact_key=f"models/{spec.model}/{version}/{digest}{SUFFIXES[spec.format]}",
         artefact_sha256=digest,
+        format=spec.format,
         max_batch_size=spec.max_batch_size,
         profiles=previous.profiles if previous else {},
         created_at_s=now_s,
@@ -89,7 +94,14 @@ def register_model(
     if rt_max is not None:
         parameters.put("rt-max-s", rt_max, model=spec.model)
     live = msgspec.structs.replace(record, queue_url=queues.create(spec.model))
-    models.put(live)
+    if previous is None:
+        models.put(live)
+        return live
+    models.store(live)
+    if not spec.hold and version != previous.version:
+        traffic = models.traffic(spec.model)
+        changes = {"live": version, "canary": None, "canary_weight": 0.0, "previous": traffic.live, "changed_at_s": now_s}
+        models.route(msgspec.structs.replace(traffic, **changes, number=traffic.number + 1))
     return live
 
 

@@ -42,7 +42,7 @@ class MetricsBuffer:
         self._window_s = window_s
         self._new_id = new_id
         self._arrivals: Counter[tuple[str, float]] = Counter()
-        self._outcomes: dict[tuple[str, float, Tier | None], _Outcomes] = {}
+        self._outcomes: dict[tuple[str, float, Tier | None, str, str], _Outcomes] = {}
         self._unsent: list[MetricsBatch] = []
         self._reported_at_s = float("-inf")
 
@@ -50,9 +50,20 @@ class MetricsBuffer:
         """Count one request that asks for computation."""
         self._arrivals[model, window_start(at_s, self._window_s)] += 1
 
-    def outcome(self, model: str, *, arrival_at_s: float, tier: Tier | None, latency_s: float, succeeded: bool, objective_s: float) -> None:
+    def outcome(
+        self,
+        model: str,
+        *,
+        arrival_at_s: float,
+        tier: Tier | None,
+        latency_s: float,
+        succeeded: bool,
+        objective_s: float,
+        slo_class: str = "",
+        model_version: str = "",
+    ) -> None:
         """Count how one request ended; `tier` is None when it was rejected."""
-        key = (model, window_start(arrival_at_s, self._window_s), tier)
+        key = (model, window_start(arrival_at_s, self._window_s), tier, slo_class, model_version)
         counts = self._outcomes.setdefault(key, _Outcomes())
         counts.ok += succeeded
         counts.errors += not succeeded
@@ -93,12 +104,14 @@ class MetricsBuffer:
                     model=model,
                     window_at_s=at_s,
                     tier=tier,
+                    slo_class=slo_class,
+                    model_version=version,
                     ok=counts.ok,
                     errors=counts.errors,
                     within_slo=counts.within_slo,
                     latency_histogram={str(bucket): count for bucket, count in sorted(counts.histogram.items())},
                 )
-                for (model, at_s, tier), counts in self._outcomes.items()
+                for (model, at_s, tier, slo_class, version), counts in self._outcomes.items()
             ),
         )
         self._arrivals, self._outcomes = Counter(), {}

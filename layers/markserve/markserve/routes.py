@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.resources import files
 from typing import Any
 
 import msgspec
 
 from markserve.attempt import RETRY_AFTER_S
+from markserve.core.slo_class import SloClass
 from markserve.core.types import Tier
 from markserve.errors import InvalidRequest, MarkserveError, Overloaded, PayloadTooLarge, Transient
-from markserve.front import Call, Front, Pending, Served
-from markserve.messages import Answer, ModelRecord, Tensor
+from markserve.front import Call, Chosen, Front, Pending, Served
+from markserve.messages import Answer, Tensor
 from markserve.protocol import oip, sagemaker
 from markserve.protocol.http import HttpRequest, HttpResponse
 from markserve.settings import trace_header
@@ -24,6 +25,10 @@ MAX_RESPONSE_BYTES = 4_300_000
 """Lambda returns at most 6 MB, and base64 makes a third more of a binary body."""
 NAME_MAX_CHARACTERS = 200
 """No name of ours is longer; a longer one must not become a database key."""
+
+SLO_HEADER = "x-markserve-slo"
+VERSION_HEADER = "x-markserve-model-version"
+VARIANT_HEADER = "x-amzn-sagemaker-target-variant"
 
 Encode = Callable[[Sequence[Tensor]], tuple[bytes, dict[str, str]]]
 View = Callable[..., HttpResponse]
@@ -116,30 +121,27 @@ def _model_ready(front: Front, request: HttpRequest, model: str, version: str | 
 
 
 def _infer(front: Front, request: HttpRequest, model: str, version: str | None = None) -> HttpResponse:
-    record = front.view.record(model, version)
+    chosen = _chosen(front, request, model, version)
     body = request.body()
-    call = oip.decode_infer(body, request.headers, record)
-    result = front.infer(_call(request, record, body, call.inputs, call.output_names))
+    call = oip.decode_infer(body, request.headers, chosen.record)
+    result = front.infer(_call(request, chosen, body, call.inputs, call.output_names))
     if isinstance(result, Pending):
-        return _accepted(result.request_id, record.model)
-    return _served(
-        request, result, record, lambda outputs: oip.encode_infer(call, model=record.model, version=record.version, outputs=outputs)
-    )
+        return _accepted(result.request_id, model)
+    encode = partial(oip.encode_infer, call, model=model, version=result.model_version)
+    return _served(request, result, model, lambda outputs: encode(outputs=outputs))
 
 
 def _invoke(front: Front, request: HttpRequest, model: str) -> HttpResponse:
-    record = front.view.record(model, request.headers.get("x-amzn-sagemaker-target-variant"))
+    if _slo_class(request) is SloClass.BATCH:
+        raise InvalidRequest(f"batch is answered later, which this path cannot; use /v2/models/{model}/infer", field=SLO_HEADER)
+    chosen = _chosen(front, request, model, request.headers.get(VARIANT_HEADER))
     body = request.body()
-    call = sagemaker.decode_invocation(body, request.headers, record)
-    result = front.infer(replace(_call(request, record, body, call.inputs, call.output_names), asynchronous=False))
+    call = sagemaker.decode_invocation(body, request.headers, chosen.record)
+    result = front.infer(replace(_call(request, chosen, body, call.inputs, call.output_names), asynchronous=False))
     if isinstance(result, Pending):
         raise InvalidRequest("was used with an asynchronous request", field="Idempotency-Key")
-    return _served(
-        request,
-        result,
-        record,
-        lambda outputs: sagemaker.encode_invocation(call, model=record.model, version=record.version, outputs=outputs),
-    )
+    encode = partial(sagemaker.encode_invocation, call, model=model, version=result.model_version)
+    return _served(request, result, model, lambda outputs: encode(outputs=outputs))
 
 
 def _result(front: Front, request: HttpRequest, request_id: str) -> HttpResponse:
@@ -174,13 +176,27 @@ ROUTES: tuple[tuple[str, str, View], ...] = (
 # --- parts of requests and responses ------------------------------------------------------------------------
 
 
-def _call(request: HttpRequest, record: ModelRecord, body: bytes, inputs: tuple[Tensor, ...], output_names: tuple[str, ...]) -> Call:
+def _chosen(front: Front, request: HttpRequest, model: str, version: str | None) -> Chosen:
+    _slo_class(request)  # refused before anything is read or decoded
+    return front.choose(model, version, client=request.client, idempotency_key=request.headers.get("idempotency-key"))
+
+
+def _slo_class(request: HttpRequest) -> SloClass:
+    text = request.headers.get(SLO_HEADER, SloClass.INTERACTIVE).strip().lower()
+    try:
+        return SloClass(text)
+    except ValueError:
+        raise InvalidRequest(f"{text[:40]!r} is not one of {', '.join(SloClass)}", field=SLO_HEADER) from None
+
+
+def _call(request: HttpRequest, chosen: Chosen, body: bytes, inputs: tuple[Tensor, ...], output_names: tuple[str, ...]) -> Call:
     headers = request.headers
     preferences = {part.partition(";")[0].strip().lower() for part in headers.get("prefer", "").split(",")}
     # All that decides the answer and its form, so that a key cannot be used for two things.
-    decisive = [request.path, headers.get("content-type", ""), headers.get(oip.HEADER_LENGTH, ""), record.version]
+    # The version counts where it was asked for: a retry meets the first answer, also when traffic moved in between.
+    decisive = [request.path, headers.get("content-type", ""), headers.get(oip.HEADER_LENGTH, ""), headers.get(VARIANT_HEADER, "")]
     return Call(
-        record=record,
+        chosen=chosen,
         inputs=inputs,
         output_names=output_names,
         arrival_at_s=request.arrival_at_s,
@@ -188,17 +204,22 @@ def _call(request: HttpRequest, record: ModelRecord, body: bytes, inputs: tuple[
         body_sha256=hashlib.sha256(msgspec.json.encode(decisive) + body).hexdigest(),
         idempotency_key=headers.get("idempotency-key"),
         asynchronous="respond-async" in preferences,
+        slo_class=_slo_class(request),
         trace_id=trace_header() or headers.get("x-amzn-trace-id"),
     )
 
 
-def _served(request: HttpRequest, served: Served, record: ModelRecord, encode: Encode) -> HttpResponse:
-    answer = served.answer
-    how = {**_how(answer), "x-markserve-reason": served.reason.encode("ascii", "replace").decode().replace("\n", " ")}
+def _served(request: HttpRequest, served: Served, model: str, encode: Encode) -> HttpResponse:
+    answer, slo_class = served.answer, _slo_class(request)
+    reason = served.reason.encode("ascii", "replace").decode().replace("\n", " ")
+    chosen = {VERSION_HEADER: served.model_version, SLO_HEADER: str(slo_class), "x-markserve-reason": reason}
+    how = {**_how(answer), **chosen}
     if served.timings_s:
         how["server-timing"] = ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in served.timings_s)
     facts = {
-        "model": record.model,
+        "model": model,
+        "model_version": served.model_version,
+        "slo_class": str(slo_class),
         "request_id": answer.request_id,
         "tier": str(answer.tier),
         "reason": served.reason,
@@ -218,6 +239,8 @@ def _served(request: HttpRequest, served: Served, record: ModelRecord, encode: E
 
 def _how(answer: Answer) -> dict[str, str]:
     headers = {"x-markserve-request-id": answer.request_id, "x-markserve-tier": str(answer.tier)}
+    if answer.model_version:
+        headers[VERSION_HEADER] = answer.model_version
     if answer.tier is Tier.WORKER and answer.batch_size:
         headers["x-markserve-batch-size"] = str(answer.batch_size)
     return headers

@@ -184,9 +184,9 @@ class Table:
                 return True
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def put_operation(self, item: Item, *, condition: str | None = None) -> Item:
+    def put_operation(self, item: Item, *, condition: str | None = None, names: Mapping[str, str] | None = None, **values: Item) -> Item:
         """Build a put within a transaction."""
-        return {"Put": {"TableName": self.name, "Item": item} | _expressions(condition, None, {})}
+        return {"Put": {"TableName": self.name, "Item": item} | _expressions(condition, names, values)}
 
     def update_operation(self, key: Mapping[str, str], update: str, *, names: Mapping[str, str] | None = None, **values: Item) -> Item:
         """Build an update within a transaction."""

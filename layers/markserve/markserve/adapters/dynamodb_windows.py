@@ -30,6 +30,8 @@ class _Window:
 
     at_s: float
     tier: str = ""
+    slo_class: str = ""
+    model_version: str = ""
     counters: dict[str, int] = field(default_factory=dict)
 
     def add(self, counters: Mapping[str, int]) -> None:
@@ -60,6 +62,9 @@ class DynamoWindowStore:
     def _add(self, key: tuple[str, str], window: _Window, expires_at_s: float) -> Item:
         update = "SET at_s = :at_s, tier = :tier, expires_at_s = :expires_at_s"
         values = {"at_s": number(window.at_s), "tier": text(window.tier), "expires_at_s": expiry(expires_at_s)}
+        if window.tier:
+            update += ", slo_class = :slo_class, model_version = :model_version"
+            values |= {"slo_class": text(window.slo_class), "model_version": text(window.model_version)}
         counters = [(name, count) for name, count in sorted(window.counters.items()) if count]
         if counters:
             update += " ADD " + ", ".join(f"#c{i} :c{i}" for i in range(len(counters)))
@@ -77,7 +82,7 @@ class DynamoWindowStore:
 
     def outcomes(self, model: str, *, since_s: float, until_s: float) -> list[OutcomeCounts]:
         counted = [_outcomes(model, item) for item in self._between(f"{model}#outcomes", since_s, until_s)]
-        return sorted(counted, key=lambda counts: (counts.window_at_s, counts.tier or ""))
+        return sorted(counted, key=lambda counts: (counts.window_at_s, counts.tier or "", counts.slo_class, counts.model_version))
 
     def _between(self, pk: str, since_s: float, until_s: float) -> list[Item]:
         # Keys are rounded to microseconds and `until_s` is exclusive: the stored instant decides at the edges.
@@ -93,8 +98,10 @@ def _windows(batch: MetricsBatch) -> dict[tuple[str, str], _Window]:
         windows.setdefault(key, _Window(at_s=arrival.window_at_s)).add({"arrivals": arrival.count})
     for counts in batch.outcomes:
         tier = counts.tier or NO_TIER
-        key = (f"{counts.model}#outcomes", f"{instant_key(counts.window_at_s)}#{tier}")
-        window = windows.setdefault(key, _Window(at_s=counts.window_at_s, tier=tier))
+        key = (f"{counts.model}#outcomes", f"{instant_key(counts.window_at_s)}#{tier}#{counts.slo_class}#{counts.model_version}")
+        window = windows.setdefault(
+            key, _Window(at_s=counts.window_at_s, tier=tier, slo_class=counts.slo_class, model_version=counts.model_version)
+        )
         window.add({"ok": counts.ok, "errors": counts.errors, "within_slo": counts.within_slo})
         window.add({f"h{bucket}": count for bucket, count in counts.latency_histogram.items()})
     if batch.tick_at_s is not None:
@@ -108,6 +115,8 @@ def _outcomes(model: str, item: Item) -> OutcomeCounts:
         model=model,
         window_at_s=float(item["at_s"]["N"]),
         tier=None if tier == NO_TIER else Tier(tier),
+        slo_class=item["slo_class"]["S"] if "slo_class" in item else "",
+        model_version=item["model_version"]["S"] if "model_version" in item else "",
         ok=_count(item, "ok"),
         errors=_count(item, "errors"),
         within_slo=_count(item, "within_slo"),

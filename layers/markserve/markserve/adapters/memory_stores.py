@@ -24,6 +24,7 @@ from markserve.messages import (
     OutcomeCounts,
     PlanRecord,
     StoredResult,
+    Traffic,
     encode,
 )
 
@@ -41,12 +42,13 @@ class MemoryModelStore:
 
     def __init__(self, *records: ModelRecord) -> None:
         self._versions: dict[str, dict[str, ModelRecord]] = {}
-        self._live: dict[str, str] = {}
+        self._traffic: dict[str, Traffic] = {}
         for record in records:
             self.put(record)
 
     def get(self, model: str, version: str | None = None) -> ModelRecord:
-        record = self._versions.get(model, {}).get(version or self._live.get(model, ""))
+        live = self._traffic[model].live if model in self._traffic else ""
+        record = self._versions.get(model, {}).get(version or live)
         if record is None:
             raise UnknownModel(f"no model {model!r}" if version is None else f"no version {version!r} of model {model!r}", field="model")
         return record
@@ -56,14 +58,42 @@ class MemoryModelStore:
         return [record.version for record in records]
 
     def list(self) -> list[ModelRecord]:
-        return [self._versions[model][version] for model, version in sorted(self._live.items())]
+        return [self._versions[model][traffic.live] for model, traffic in sorted(self._traffic.items())]
 
     def put(self, record: ModelRecord) -> None:
+        self.store(record)
+        self._traffic[record.model] = Traffic(model=record.model, live=record.version)
+
+    def store(self, record: ModelRecord) -> None:
         self._versions.setdefault(record.model, {})[record.version] = record
-        self._live[record.model] = record.version
+
+    def traffic(self, model: str) -> Traffic:
+        if model not in self._traffic:
+            raise UnknownModel(f"no model {model!r}", field="model")
+        return self._traffic[model]
+
+    def route(self, traffic: Traffic) -> None:
+        now = self.traffic(traffic.model)
+        for version in traffic.versions:
+            self.get(traffic.model, version)
+        if traffic.number != now.number + 1:
+            raise StaleWrite(f"traffic of model '{traffic.model}' was changed by somebody else meanwhile")
+        self._traffic[traffic.model] = traffic
+
+    def delete_version(self, model: str, version: str) -> None:
+        traffic = self._traffic.get(model)
+        if traffic is not None:
+            if version in (traffic.live, traffic.canary):
+                raise StaleWrite(f"version {version} of model '{model}' gets traffic")
+            if traffic.previous == version:
+                self._traffic[model] = msgspec.structs.replace(traffic, previous=None)
+        self._versions.get(model, {}).pop(version, None)
+
+    def withdraw(self, model: str) -> None:
+        self._traffic.pop(model, None)
 
     def delete(self, model: str) -> None:
-        self._live.pop(model, None)
+        self.withdraw(model)
         self._versions.pop(model, None)
 
 
@@ -131,7 +161,7 @@ class MemoryWindowStore:
     def __init__(self) -> None:
         self._applied: set[str] = set()
         self._arrivals: dict[str, dict[float, int]] = defaultdict(lambda: defaultdict(int))
-        self._outcomes: dict[str, dict[tuple[float, Tier | None], OutcomeCounts]] = defaultdict(dict)
+        self._outcomes: dict[str, dict[tuple[float, Tier | None, str, str], OutcomeCounts]] = defaultdict(dict)
         self._ticks: set[float] = set()
         self._lock = threading.Lock()
 
@@ -144,7 +174,7 @@ class MemoryWindowStore:
                 self._arrivals[arrival.model][arrival.window_at_s] += arrival.count
             for counts in batch.outcomes:
                 windows = self._outcomes[counts.model]
-                key = (counts.window_at_s, counts.tier)
+                key = (counts.window_at_s, counts.tier, counts.slo_class, counts.model_version)
                 windows[key] = add_outcomes(windows[key], counts) if key in windows else counts
             if batch.tick_at_s is not None:
                 self._ticks.add(batch.tick_at_s)
@@ -162,11 +192,11 @@ class MemoryWindowStore:
     def outcomes(self, model: str, *, since_s: float, until_s: float) -> list[OutcomeCounts]:
         with self._lock:
             counted = [counts for counts in self._outcomes.get(model, {}).values() if since_s <= counts.window_at_s < until_s]
-        return sorted(counted, key=lambda counts: (counts.window_at_s, counts.tier or ""))
+        return sorted(counted, key=lambda counts: (counts.window_at_s, counts.tier or "", counts.slo_class, counts.model_version))
 
 
 def add_outcomes(one: OutcomeCounts, other: OutcomeCounts) -> OutcomeCounts:
-    """Sum of two counts of the same model, window and tier."""
+    """Sum of two counts of the same model, window, tier, class and version."""
     histogram = dict(one.latency_histogram)
     for bucket, count in other.latency_histogram.items():
         histogram[bucket] = histogram.get(bucket, 0) + count
@@ -174,6 +204,8 @@ def add_outcomes(one: OutcomeCounts, other: OutcomeCounts) -> OutcomeCounts:
         model=one.model,
         window_at_s=one.window_at_s,
         tier=one.tier,
+        slo_class=one.slo_class,
+        model_version=one.model_version,
         ok=one.ok + other.ok,
         errors=one.errors + other.errors,
         within_slo=one.within_slo + other.within_slo,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from markserve.core.capacity import Room
@@ -49,6 +50,17 @@ class PlanNotes:
                 self.rejected.append(Rejected(offering=bid.candidate.key, cost_usd=round(bid.cost_usd, 6), reason=reason))
         if (worst := max(choice.left_rps)) > 0 and (refusals := [r for _, r in found if r]):
             self.say(choice, [f"up to {worst:.1f} rps spill: {refusals[0]}"])
+
+    def left_to_lambda(self, choice: Choice) -> None:
+        """Say so where the plan wants no instance of a model that is asked for, because Lambda alone costs less."""
+        task = choice.task
+        rate_rps = math.fsum(task.demand_rps) / len(task.demand_rps)
+        if choice.chosen or task.spill is None or not choice.offers or rate_rps <= 0 or max(choice.left_rps) > task.spill.capacity_rps:
+            return
+        cheapest = min(choice.offers, key=lambda c: (c.offering.price_usd_per_hour, c.key))
+        there, here = 3600 * rate_rps * task.spill.usd_per_request, cheapest.offering.price_usd_per_hour
+        if there < here:
+            self.say(choice, [f"scaled to zero: Lambda alone costs ${there:.4f}/h, the cheapest instance {cheapest.key} ${here:.4f}/h"])
 
     def disabled(self, choice: Choice) -> None:
         """Record what would have been launched."""

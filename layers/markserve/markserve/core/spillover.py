@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -39,8 +39,14 @@ class FleetView:
     """Arrival at the front to receipt by a worker, upper quantile of recent requests, waiting in the queue included."""
     in_flight: int = 0
     """Received by workers and not yet answered."""
+    versions: frozenset[str] | None = None
+    """Versions of the model that every serving instance has loaded; None when one of them does not say."""
     ready_at_s: float | None = None
     """When the next starting instance should serve; None when none is starting, or those that are, are overdue."""
+
+    def has_loaded(self, version: str, *, live: str) -> bool:
+        """Whether no worker would have to load `version` first; of workers that do not say, that is taken of the live one."""
+        return version == live if self.versions is None else version in self.versions
 
     @property
     def backlog(self) -> int:
@@ -112,8 +118,13 @@ def fleet_view(instances: Iterable[Instance], now_s: float, heartbeat_timeout_s:
         queue_depth=latest.stats.queue_depth if latest else 0,
         transport_s=max((i.stats.transport_s for i in serving), default=0.0),
         in_flight=sum(i.stats.in_flight for i in serving),
+        versions=_versions([i.stats.versions for i in serving]),
         ready_at_s=min((at_s for at_s in starting if at_s >= now_s), default=None),
     )
+
+
+def _versions(loaded: Sequence[tuple[str, ...]]) -> frozenset[str] | None:
+    return frozenset.intersection(*map(frozenset, loaded)) if loaded and all(loaded) else None
 
 
 def admit(

@@ -26,6 +26,9 @@ class Tunables:
 
     rt_max_s: float = _tunable(0.2, low=0.01, high=29.0, doc="Latency objective RT_max in seconds; an HTTP API ends at 30 s.")
     sl_min: float = _tunable(0.98, low=0.5, high=0.9999, doc="Share of requests that must be answered within rt_max_s.")
+    standard_deadline_factor: float = _tunable(
+        4.0, low=1.0, high=100.0, doc="Deadline of requests of class `standard`, in multiples of rt-max-s; at most 29 s."
+    )
     headroom: float = _tunable(1.0, low=0.5, high=3.0, doc="Factor on the planned demand; 1 trusts the forecast quantile.")
     demand_quantile: float = _tunable(
         0.0, low=0.0, high=0.99, doc="Forecast quantile to buy for; 0 derives it from live prices (newsvendor)."

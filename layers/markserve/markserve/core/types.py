@@ -152,6 +152,8 @@ class WorkerStats:
     failed: int = 0
     batches: int = 0
     sqs_calls: int = 0
+    versions: tuple[str, ...] = ()
+    """Versions of the model that it has loaded; empty when it does not say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
