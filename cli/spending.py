@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
-from simulator.sagemaker_prices import sagemaker_price_usd_per_hour
 
 from markserve.core.cost import LAMBDA_GB_S_PRICES, plumbing_cost_breakdown_usd, spill_cost_per_request_usd
 from markserve.core.histogram import from_text, merge, quantile_s
+from markserve.core.sagemaker_prices import sagemaker_price_usd_per_hour
 from markserve.core.types import Instance, Tier
 from markserve.messages import ModelRecord, OutcomeCounts
 from markserve.plan_inputs import LAMBDA
