@@ -5,7 +5,7 @@
 #   examples/tours/operator.sh          (`make tours` records it into docs/tour-operator.md)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-PATH="$(realpath -m "${VENV:-.venv}")/bin:$PATH"
+PATH="$(cd "${VENV:-.venv}" && pwd)/bin:$PATH"
 export COLUMNS="${COLUMNS:-132}"
 seconds="${SECONDS_OF_LOAD:-15}"
 
