@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import typer
 
-from cli import catalog, characterize, clients, control, destroy, experiments, forecast, models, report, requests, simulate, system
+from cli import (
+    catalog,
+    chaos,
+    characterize,
+    clients,
+    control,
+    destroy,
+    experiments,
+    forecast,
+    model_deletion,
+    models,
+    report,
+    requests,
+    simulate,
+    system,
+)
 
 app = typer.Typer(
     name="markserve",
@@ -40,11 +55,13 @@ for name, command, example in (
         experiments.experiments,
         "markserve experiments all --quick --out runs/try    |    markserve experiments macro --trace day.csv.gz --out runs/paper --resume",
     ),
+    ("chaos", chaos.chaos, "markserve chaos list    |    markserve chaos worker-killed spot-all    |    markserve chaos all --json"),
     ("destroy", destroy.destroy, "markserve destroy --dry-run    |    markserve destroy --stack markserve-dev"),
     ("explain", control.explain, "markserve explain    |    markserve explain --instance i-0abc"),
 ):
     app.command(name, epilog=f"Example: `{example}`")(command)
 app.add_typer(models.app, name="models")
+models.app.command("delete", epilog="Example: `markserve models delete digits`")(model_deletion.delete)
 app.add_typer(control.app, name="params")
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(forecast.app, name="forecast")

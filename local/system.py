@@ -131,6 +131,10 @@ class LocalSystem:
         """Variables with which another process reaches this system."""
         return connecting_variables(self.deployment.settings_env())
 
+    def reconnect(self) -> None:
+        """Have this process's `wiring` reach this system, whatever it was connected to meanwhile."""
+        connect(self.deployment.settings_env())
+
     def client(self, service: str) -> Any:
         """Open a boto3 client on this system, as an observer."""
         return boto3.client(service)  # type: ignore[call-overload]  # connected by environment; callers know the service
