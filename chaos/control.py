@@ -56,7 +56,7 @@ def forecast_nonsense(stage: Stage) -> Generator[None, None, None]:
 
 def _forecast(rate_rps: float) -> ForecastRecord:
     now_s = time.time()
-    rates = dict.fromkeys(("0.5", "0.9", "0.98"), (rate_rps,) * 6)
+    rates: dict[str, tuple[float, ...]] = dict.fromkeys(("0.5", "0.9", "0.98"), (rate_rps,) * 6)
     return ForecastRecord(model=MODEL, origin_at_s=now_s, step_s=3.0, rates_rps=rates, forecaster="nonsense", reason="a fault on purpose")
 
 
