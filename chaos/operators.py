@@ -37,7 +37,7 @@ def _lower(stage: Stage, name: str, text: str) -> Generator[None, None, None]:
     yield
 
 
-@scenario("ceiling-lowered", family=8, hold_s=6.0)
+@scenario("ceiling-lowered", family=8, hold_s=6.0, short=True)
 def ceiling_lowered(stage: Stage) -> Generator[None, None, None]:
     """`max-instances` is set to 1 while two workers serve: one drains at once; set back, it is replaced."""
     yield from _lower(stage, "max-instances", "1")

@@ -113,6 +113,7 @@ class Runner:
         boto3.client("sqs").purge_queue(QueueUrl=wiring.settings().dead_letter_queue_url)
         forget_dry_pools()
         stage = self._stage()
+        self._restore(stage)
         stage.wait(f"{WORKERS} workers serve", lambda: len(stage.serving()) >= WORKERS, within_s=READY_WITHIN_S)
 
     def _await_recovery(self, stage: Stage, *, within_s: float) -> None:

@@ -31,7 +31,7 @@ def spillover_slow(stage: Stage) -> Generator[None, None, None]:
     stage.function_faults("spillover")
 
 
-@scenario("spillover-fails", family=6, hold_s=8.0, short=True)
+@scenario("spillover-fails", family=6, hold_s=8.0)
 def spillover_fails(stage: Stage) -> Generator[None, None, None]:
     """One worker dies and every spill fails: the other worker has to do; what it cannot is refused with 503."""
     stage.function_faults("spillover", Fault(action="lambda:Invoke", effect="error", code="RuntimeError"))

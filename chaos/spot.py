@@ -36,7 +36,7 @@ def interrupt(stage: Stage, victims: Sequence[LocalInstance]) -> None:
     time.sleep(NOTICE_S)
 
 
-@scenario("spot-one", family=2, short=True)
+@scenario("spot-one", family=2)
 def spot_one(stage: Stage) -> Generator[None, None, None]:
     """One spot instance is interrupted with notice; it drains, and a replacement is bought at once."""
     interrupt(stage, spot_workers(stage)[:1])
