@@ -60,9 +60,11 @@ def launch_never_serves(stage: Stage) -> Generator[None, None, None]:
     fleet, command, since_s = stage.system.fleet, stage.system.fleet.worker_command, time.time()
     fleet.worker_command = BLACK_HOLE
     known = {i.instance_id for i in fleet.instances()}
-    stage.kill(stage.workers()[:1])
-    stage.wait("it boots", lambda: [i for i in fleet.instances() if i.instance_id not in known and i.process], within_s=60.0)
-    fleet.worker_command = command
+    try:
+        stage.kill(stage.workers()[:1])
+        stage.wait("it boots", lambda: [i for i in fleet.instances() if i.instance_id not in known and i.process], within_s=60.0)
+    finally:
+        fleet.worker_command = command
     yield
     stage.wait(
         "it is given up and replaced",

@@ -131,11 +131,13 @@ def clock_skew(stage: Stage) -> Generator[None, None, None]:
     """One worker's clock is 2 s ahead and the other's 2 s behind; deadlines are misjudged, and answers stay right and single."""
     fleet, true_env = stage.system.fleet, stage.system.fleet.worker_env
     skewed: set[str] = set()
-    for skew_s in (SKEW_S, -SKEW_S):
-        fleet.worker_env = {**true_env, "MARKSERVE_LOCAL_CLOCK_SKEW_S": f"{skew_s:g}"}
-        skewed |= _replace_one(stage, spared=skewed)
-    time.sleep(8.0)
-    fleet.worker_env = true_env
+    try:
+        for skew_s in (SKEW_S, -SKEW_S):
+            fleet.worker_env = {**true_env, "MARKSERVE_LOCAL_CLOCK_SKEW_S": f"{skew_s:g}"}
+            skewed |= _replace_one(stage, spared=skewed)
+        time.sleep(8.0)
+    finally:
+        fleet.worker_env = true_env
     yield
     stage.kill([w for w in stage.workers() if w.instance_id in skewed])
 

@@ -40,8 +40,8 @@ class Scenario:
     """From the fault to its healing."""
     recover_within_s: float
     """From the healing to a fleet that serves again and requests in time again."""
-    may_lose: str = ""
-    """Why requests of this scenario may get no answer at all; empty: none may."""
+    last: bool = False
+    """Whether nothing is left to play on afterwards."""
     short: bool = False
     """Whether it belongs to the subset that the tests run."""
 
@@ -50,7 +50,7 @@ SCENARIOS: dict[str, Scenario] = {}
 
 
 def scenario(
-    name: str, *, family: int, hold_s: float = 0.0, recover_within_s: float = 60.0, may_lose: str = "", short: bool = False
+    name: str, *, family: int, hold_s: float = 0.0, recover_within_s: float = 60.0, last: bool = False, short: bool = False
 ) -> Callable[[Act], Act]:
     """Register a generator function as a scenario."""
 
@@ -67,7 +67,7 @@ def scenario(
             act=act,
             hold_s=hold_s,
             recover_within_s=recover_within_s,
-            may_lose=may_lose,
+            last=last,
             short=short,
         )
         return act
@@ -76,7 +76,7 @@ def scenario(
 
 
 def load_scenarios() -> dict[str, Scenario]:
-    """Return every scenario, by family."""
+    """Return every scenario, by family; the one that leaves nothing comes last."""
     from chaos import capacity, configuration, control, operators, plumbing, spillover, spot, workers  # noqa: F401  # they register themselves
 
-    return dict(sorted(SCENARIOS.items(), key=lambda item: item[1].family))
+    return dict(sorted(SCENARIOS.items(), key=lambda item: (item[1].last, item[1].family)))

@@ -15,10 +15,12 @@ def lambda_limit(stage: Stage) -> Generator[None, None, None]:
     """All workers die, the load doubles, and the spillover function may run once at a time; the rest is refused, not lost."""
     lambda_, name = stage.system.client("lambda"), stage.system.deployment.outputs["SpilloverFunctionName"]
     lambda_.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=1)
-    stage.kill(stage.workers())
-    with stage.burst(2.0):
-        time.sleep(8.0)
-    lambda_.delete_function_concurrency(FunctionName=name)
+    try:
+        stage.kill(stage.workers())
+        with stage.burst(2.0):
+            time.sleep(8.0)
+    finally:
+        lambda_.delete_function_concurrency(FunctionName=name)
     yield
 
 

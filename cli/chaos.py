@@ -20,6 +20,7 @@ def chaos(
         typer.Argument(help="Names of scenarios; or all (20 minutes), short, soak (load without faults), list.", show_default="list"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the load.")] = 1,
+    within: Annotated[float, typer.Option(min=3.0, max=120.0, help="Minutes for all; what would not end in time is not run.")] = 20.0,
     minutes: Annotated[float, typer.Option(min=1.0, max=240.0, help="Length of the soak.")] = 30.0,
     rate: Annotated[float, typer.Option(min=0.5, max=50.0, help="Requests per second of the soak.")] = 5.0,
     out_file: Annotated[Path | None, typer.Option("--out", help="Also write the result into a Markdown page.")] = None,
@@ -49,7 +50,10 @@ def chaos(
     from chaos.report import emit_outcomes, write_page
     from chaos.session import run_scenarios
 
-    report = run_scenarios(chosen, seed=seed, note=lambda line: err.print(line, markup=False, highlight=False, soft_wrap=True))
+    def note(line: str) -> None:
+        err.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    report = run_scenarios(chosen, seed=seed, note=note, budget_s=60 * within)
     if out_file is not None:
         write_page(report, out_file)
     if json:

@@ -34,7 +34,7 @@ def destroy(
         _show(stack_name, before, as_json=json)
         return
     if not under_load:
-        _refuse_under_load(stack_name)
+        refuse_under_load(stack_name)
     if not yes:
         _show(stack_name, before, as_json=False)
         typed = typer.prompt(f"All of this goes, models included. Type {stack_name} to go on", default="", show_default=False, err=True)
@@ -59,8 +59,14 @@ def _connect(stack: str | None) -> str:
     return os.environ["MARKSERVE_STACK_NAME"]
 
 
-def _refuse_under_load(stack_name: str) -> None:
-    """Stop unless the stack has been quiet for a minute, or its functions are gone already."""
+def refuse_under_load(stack_name: str) -> None:
+    """Stop unless the stack has been quiet for a minute, or its functions are gone already.
+
+    Raises
+    ------
+    Problem
+        Saying how many requests came.
+    """
     from cli.traffic import recent_requests, stack_settings
     from markserve import wiring
 

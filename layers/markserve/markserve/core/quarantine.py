@@ -32,7 +32,9 @@ def quarantine(instances: Sequence[Instance], *, version_at_s: float, now_s: flo
     """Decide whether to launch for a model; None when nothing speaks against it.
 
     Counts the latest launches that failed without ever serving, up to one that served. From `FAILURES` on, no launch for
-    `FIRST_PAUSE_S` after the last failure, twice as long after each further one, at most `LONGEST_PAUSE_S`.
+    `FIRST_PAUSE_S` after the last failure, twice as long after each further one, at most `LONGEST_PAUSE_S`. Instances that
+    the cloud took away before they served count too: on EC2 a worker that crashes powers its machine off, which looks the
+    same; a spot storm that does this three times in a row costs a pause of a minute.
 
     Parameters
     ----------
