@@ -30,6 +30,8 @@ TIMEOUT_S = 35.0
 ASYNC_POLL_S = 1.0
 ASYNC_PATIENCE_S = 75.0
 """An asynchronous request whose worker died waits for its message to reappear, 30 s, and then for a worker."""
+RETRY_WITHIN_S, RETRY_PAUSE_S = 30.0, 1.0
+"""For how long, and how often, a client with an idempotency key repeats a request that got no response."""
 TOLERANCE = 1e-3
 """Logits of the same model in another batch size differ in the last bits."""
 
@@ -161,8 +163,13 @@ class Ledger:
 
     async def _repeat(self, session: aiohttp.ClientSession, entry: Entry, headers: dict[str, str], question: Question) -> None:
         first = entry.answer
-        again = Entry(index=entry.index, kind=entry.kind, scheduled_at_s=time.time())
-        await self._ask(session, "POST", self._infer_url, again, headers, question)
+        give_up_at_s = time.time() + RETRY_WITHIN_S
+        while True:
+            again = Entry(index=entry.index, kind=entry.kind, scheduled_at_s=time.time())
+            await self._ask(session, "POST", self._infer_url, again, headers, question)
+            if again.status == 200 or entry.status != 0 or time.time() > give_up_at_s:
+                break
+            await asyncio.sleep(RETRY_PAUSE_S)
         if entry.status == 200 and again.status == 200:
             if first != again.answer:
                 entry.repeated_differently = f"first {first}, then {again.answer}"

@@ -99,3 +99,12 @@ def artefact_gone(stage: Stage) -> Generator[None, None, None]:
     finally:
         wiring.blobs().put(record.artefact_key, stage.system.model.artefact)
     yield
+
+
+@scenario("aws-restarted", family=5, recover_within_s=120.0, outage="API Gateway itself is down for some seconds")
+def aws_restarted(stage: Stage) -> Generator[None, None, None]:
+    """The embedded AWS, queues, tables, functions and all but EC2, is stopped and started again with its state kept."""
+    since_s = time.time()
+    stage.system.aws.restart()
+    stage.note(f"away for {time.time() - since_s:.0f} s")
+    yield

@@ -180,7 +180,8 @@ def judge(
     missed = [e for e in timed if not e.in_time(RT_MAX_S) and e.finished_at_s >= fault_at_s]
     late_until_s = max([fault_at_s, watch.short_until_s(), *(e.finished_at_s for e in missed)])
     found = [*failures, *twice, *(f"request {e.index}: a wrong result from the {e.tier} tier" for e in wrong)]
-    found += [f"request {e.index} ({e.kind}) was lost: {e.status} {e.error}" for e in lost]
+    unexcused = [e for e in lost if e.kind != "sync" or not scenario.outage]
+    found += [f"request {e.index} ({e.kind}) was lost: {e.status} {e.error}" for e in unexcused]
     return Outcome(
         name=scenario.name,
         family=scenario.family,

@@ -40,6 +40,8 @@ class Scenario:
     """From the fault to its healing."""
     recover_within_s: float
     """From the healing to a fleet that serves again and requests in time again."""
+    outage: str = ""
+    """Why a synchronous request may get no response at all: nobody is there to give one. Empty: each must get one."""
     last: bool = False
     """Whether nothing is left to play on afterwards."""
     short: bool = False
@@ -50,7 +52,14 @@ SCENARIOS: dict[str, Scenario] = {}
 
 
 def scenario(
-    name: str, *, family: int, hold_s: float = 0.0, recover_within_s: float = 60.0, last: bool = False, short: bool = False
+    name: str,
+    *,
+    family: int,
+    hold_s: float = 0.0,
+    recover_within_s: float = 60.0,
+    outage: str = "",
+    last: bool = False,
+    short: bool = False,
 ) -> Callable[[Act], Act]:
     """Register a generator function as a scenario."""
 
@@ -67,6 +76,7 @@ def scenario(
             act=act,
             hold_s=hold_s,
             recover_within_s=recover_within_s,
+            outage=outage,
             last=last,
             short=short,
         )

@@ -58,6 +58,7 @@ def chaos_config(work_dir: Path) -> SystemConfig:
         window_s=1.5,
         launch_delay_s=0.5,
         warm_api_environments=20,
+        keep_state=True,
         parameters=PARAMETERS,
     )
 

@@ -78,6 +78,8 @@ class SystemConfig:
     warm_api_environments: int = 24
     parameters: Mapping[str, str] = field(default_factory=dict)
     """Operator parameters set after deployment, by their operators' names."""
+    keep_state: bool = False
+    """Have the embedded AWS write its state down when it stops, so that it can be restarted."""
     enforce_iam: bool = False
     """Hold every function and worker to its own role, as AWS does. EC2's calls are not checked: its emulator knows no policies."""
 
@@ -174,7 +176,9 @@ class LocalSystem:
         config = self.config
         self.note("starting the embedded AWS")
         names = {f"{config.stack_name}-{function}": None for function in IMAGE_FUNCTIONS}
-        self.aws = start_embedded_aws(ledger=ledger, work_dir=config.work_dir, image_functions=names, enforce_iam=config.enforce_iam)
+        self.aws = start_embedded_aws(
+            ledger=ledger, work_dir=config.work_dir, image_functions=names, enforce_iam=config.enforce_iam, keep_state=config.keep_state
+        )
         self._parts.callback(self.aws.stop)
         self.note("deploying template.yaml through CloudFormation")
         endpoint_url, ec2_endpoint_url = self.aws.endpoint_url, self.aws.ec2_endpoint_url
