@@ -7,14 +7,19 @@ import threading
 import time
 import warnings
 from collections.abc import Generator
-from dataclasses import replace
 
 import torch
+from botocore.exceptions import ClientError
 
 from chaos.scenario import scenario
 from chaos.stage import Stage, questions_for
 from local.deployer import Clients, DeploymentError, deploy
-from local.model_setup import register_digits
+from local.digits import INPUTS, OUTPUTS
+from local.model_setup import MODEL
+from local.system import LocalSystem
+from markserve import wiring
+from markserve.messages import ModelRecord
+from markserve.registration import ModelSpec, register_model
 
 GARBAGE = {
     "rt-max-s": "soon",
@@ -65,15 +70,30 @@ def second_version(artefact: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def register_version(system: LocalSystem, artefact: bytes, version: str) -> ModelRecord:
+    """Make a version live, whether it is new or was before: registering the same one again is how to roll back."""
+    return register_model(
+        ModelSpec(
+            model=MODEL, artefact=artefact, inputs=INPUTS, outputs=OUTPUTS, version=version, max_batch_size=system.record.max_batch_size
+        ),
+        models=wiring.models(),
+        blobs=wiring.blobs(),
+        queues=wiring.work_queue_admin(),
+        parameters=wiring.parameter_writer(),
+        load=wiring.load_runner,
+        now_s=time.time(),
+    )
+
+
 @scenario("version-rolled-out-and-back", family=7)
 def version_rolled_out_and_back(stage: Stage) -> Generator[None, None, None]:
     """A second version goes live under load and is rolled back half a minute later; every answer is right for the version that it names."""
     system = stage.system
     artefact = second_version(system.model.artefact)
-    second = register_digits(replace(system.model, artefact=artefact))
+    second = register_version(system, artefact, "second")
     stage.ledger.questions = questions_for(system, second, artefact, known=stage.ledger.questions)
     time.sleep(SETTLED_S)
-    register_digits(system.model)  # the same version and artefact again: it is live again
+    register_version(system, system.model.artefact, system.record.version)
     time.sleep(SETTLED_S)
     versions = {version for entry in stage.ledger.entries if (version := entry.version)}
     stage.note(f"versions {', '.join(sorted(versions))} answered")
@@ -98,7 +118,7 @@ def two_deployments(stage: Stage) -> Generator[None, None, None]:
                 parameters=system.config.template_parameters(),
             )
             said.append("deployed")
-        except DeploymentError as error:
+        except (DeploymentError, ClientError) as error:
             said.append(f"refused: {str(error)[:80]}")
 
     threads = [threading.Thread(target=deploy_again) for _ in range(2)]
