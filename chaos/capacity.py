@@ -26,7 +26,7 @@ def spot_pools_dry(stage: Stage) -> Generator[None, None, None]:
     stage.wait("a dry pool is noticed", lambda: stage.events("capacity_unavailable", since_s=since_s), within_s=40.0)
 
 
-@scenario("all-pools-dry", family=3, hold_s=25.0, recover_within_s=60.0)
+@scenario("all-pools-dry", family=3, hold_s=18.0, recover_within_s=60.0)
 def all_pools_dry(stage: Stage) -> Generator[None, None, None]:
     """Every pool of every type is dry while all workers die; Lambda serves for as long as that lasts."""
     stage.ec2_faults(Fault(action="ec2:CreateFleet", effect="dry", code=DRY))

@@ -67,7 +67,8 @@ class FleetWatch:
                 usd = sum(rents.get(name, prices[kind]) for name, kind in running.items())
                 self.samples.append(Sample(at_s=time.time(), running=len(running), usd_per_hour=usd, serving=len(self.stage.serving())))
             except Exception as error:  # noqa: BLE001  # a watcher must survive what it watches: the embedded AWS restarts, the stack goes
-                self.stage.note(f"the fleet could not be seen: {type(error).__name__}")
+                if not self.stage.is_gone:
+                    self.stage.note(f"the fleet could not be seen: {type(error).__name__}")
 
     def short_until_s(self) -> float:
         """Last instant at which fewer workers served than there should be; 0 when there always were enough."""

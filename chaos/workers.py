@@ -80,7 +80,7 @@ def register_twin(system: LocalSystem, name: str) -> ModelRecord:
     return record
 
 
-@scenario("crash-loop", family=1, hold_s=20.0)
+@scenario("crash-loop", family=1, hold_s=12.0)
 def crash_loop(stage: Stage) -> Generator[None, None, None]:
     """A second model's artefact is damaged in the bucket: its workers cannot start; it is quarantined after three."""
     since_s = time.time()
@@ -91,7 +91,7 @@ def crash_loop(stage: Stage) -> Generator[None, None, None]:
         launched = wiring.instances().list("damaged")
         yield
         later = wiring.instances().list("damaged")
-        stage.note(f"quarantined after {len(launched)} launches, {len(later) - len(launched)} in the 20 s after that")
+        stage.note(f"quarantined after {len(launched)} launches, {len(later) - len(launched)} in the 12 s after that")
         if len(later) > FAILURES + 1:
             raise AssertionError(f"{len(later)} instances were launched for a model that cannot start")
     finally:
