@@ -21,7 +21,7 @@ AUDIT_VENV ?= .venv-audit
 AUDIT_STAMP := $(AUDIT_VENV)/.installed
 CONFIG_ENV ?= dev
 
-.PHONY: help setup demo test test-fast check format bench-policy bench-experiments bench-forecast pretrain-lstm bench-lstm up down status clean
+.PHONY: help chaos setup demo test test-fast check format bench-policy bench-experiments bench-forecast pretrain-lstm bench-lstm up down status clean
 .PHONY: validate build build-zip deploy worker-bundle tables tours audit
 
 help: ## Print this help
@@ -42,6 +42,9 @@ demo: setup ## Run the whole system on this machine under load; RT_MAX=, RATE=, 
 # The deployment test builds with SAM; where there is no Python 3.12 to build with, it is skipped and says so.
 test: setup check $(if $(PYTHON312),$(SAM_STAMP)) ## Set up what is needed, then run every check and test
 	$(BIN)/python -m pytest
+
+chaos: setup ## Break the local system in forty ways under load (20 minutes); SCENARIO=, SEED=
+	$(BIN)/markserve chaos $(or $(SCENARIO),all) $(if $(SEED),--seed $(SEED)) $(if $(SCENARIO),,--out docs/reliability.md)
 
 test-fast: setup ## Tests without the ones that start the whole local system
 	$(BIN)/python -m pytest -m 'not system'

@@ -20,6 +20,9 @@ def destroy(
     stack: Annotated[str | None, typer.Option(help="Name of the stack; default: MARKSERVE_STACK_NAME, else the local system's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go, and change nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for the stack's name.")] = False,
+    under_load: Annotated[
+        bool, typer.Option("--under-load", help="Go on though requests still come: the API closes first, what was accepted is answered.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """End every instance, delete queues, objects, parameters and the stack, and check that nothing is left."""
@@ -30,6 +33,8 @@ def destroy(
     if dry_run or before.is_empty:
         _show(stack_name, before, as_json=json)
         return
+    if not under_load:
+        refuse_under_load(stack_name)
     if not yes:
         _show(stack_name, before, as_json=False)
         typed = typer.prompt(f"All of this goes, models included. Type {stack_name} to go on", default="", show_default=False, err=True)
@@ -52,6 +57,29 @@ def _connect(stack: str | None) -> str:
 
     connect_to_stack()
     return os.environ["MARKSERVE_STACK_NAME"]
+
+
+def refuse_under_load(stack_name: str) -> None:
+    """Stop unless the stack has been quiet for a minute, or its functions are gone already.
+
+    Raises
+    ------
+    Problem
+        Saying how many requests came.
+    """
+    from cli.traffic import recent_requests, stack_settings
+    from markserve import wiring
+
+    settings = stack_settings(stack_name)
+    if not settings:
+        return
+    os.environ.update(settings)
+    requests = sum(recent_requests(record.model) for record in wiring.models().list())
+    if requests:
+        raise Problem(
+            f"{stack_name} was asked {requests} times within the last minute; nothing was destroyed",
+            next_step="stop its clients, or add --under-load: the API closes first, and what was accepted is answered",
+        )
 
 
 def _show(stack_name: str, inventory: Inventory, *, as_json: bool) -> None:

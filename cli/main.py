@@ -9,6 +9,7 @@ import typer
 
 from cli import (
     catalog,
+    chaos,
     characterize,
     clients,
     console_page,
@@ -75,6 +76,7 @@ for name, command, example in (
         experiments.experiments,
         "markserve experiments all --quick --out runs/try    |    markserve experiments macro --trace day.csv.gz --out runs/paper --resume",
     ),
+    ("chaos", chaos.chaos, "markserve chaos list    |    markserve chaos worker-killed spot-all    |    markserve chaos all --json"),
     ("destroy", destroy.destroy, "markserve destroy --dry-run    |    markserve destroy --stack markserve-dev"),
     ("plan", plan.plan, "markserve plan --dry-run"),
     ("explain", explain.explain, "markserve explain    |    markserve explain --at 10m    |    markserve explain --request 5f0c..."),

@@ -107,6 +107,11 @@ def _report(traffic: Traffic, *, as_json: bool) -> None:
 
 def _ports() -> RolloutPorts:
     connect_to_stack()
+    return rollout_ports()
+
+
+def rollout_ports() -> RolloutPorts:
+    """Build what changing traffic needs of the connected stack."""
     from markserve import wiring
     from markserve.rollout import RolloutPorts
 

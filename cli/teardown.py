@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.exceptions import ClientError
+
+from cli.traffic import messages_in
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -18,6 +21,8 @@ LIVE_STATES = ["pending", "running", "stopping", "stopped"]
 POLL_S = 2.0
 STACK_TIMEOUT_S = 1800.0
 INSTANCE_TIMEOUT_S = 600.0
+DRAIN_TIMEOUT_S = 60.0
+"""Longer than any request lives, and than a message is invisible whose worker died."""
 PER_CALL = 10
 PER_DELETE = 1000
 
@@ -63,6 +68,8 @@ def take_inventory(stack_name: str) -> Inventory:
 def tear_down(stack_name: str, note: Callable[[str], None], *, sleep: Callable[[float], None] = time.sleep) -> Inventory:
     """End everything, in an order in which nothing comes back, and return what is left.
 
+    The API goes first, and what it has accepted by then is answered before the workers go.
+
     Raises
     ------
     NotGone
@@ -73,6 +80,8 @@ def tear_down(stack_name: str, note: Callable[[str], None], *, sleep: Callable[[
         note("turning launches off")
         boto3.client("ssm").put_parameter(Name=f"/{stack_name}/launches-enabled", Value="false", Type="String", Overwrite=True)
         boto3.client("ssm").put_parameter(Name=f"/{stack_name}/min-instances", Value="0", Type="String", Overwrite=True)
+        _close_api(stack_name, note)
+        _drain_queues(stack_name, note, sleep)
     _end_instances(stack_name, note, sleep)
     if before.bucket:
         _empty_bucket(before.bucket, note)
@@ -89,6 +98,30 @@ def tear_down(stack_name: str, note: Callable[[str], None], *, sleep: Callable[[
     for start in range(0, len(names), PER_CALL):
         boto3.client("ssm").delete_parameters(Names=names[start : start + PER_CALL])
     return take_inventory(stack_name)
+
+
+def _close_api(stack_name: str, note: Callable[[str], None]) -> None:
+    """Delete the stack's API ahead of the stack: requests that come now are refused by API Gateway, none is accepted any more."""
+    outputs = {output["OutputKey"]: output["OutputValue"] for output in (_stack(stack_name) or {}).get("Outputs", [])}
+    if "ApiId" in outputs:
+        note("closing the API")
+        client = boto3.client("apigatewayv2")
+        with suppress(client.exceptions.NotFoundException):
+            client.delete_api(ApiId=outputs["ApiId"])
+
+
+def _drain_queues(stack_name: str, note: Callable[[str], None], sleep: Callable[[float], None]) -> None:
+    """Wait until what was accepted is answered, for as long as there is anybody to answer it."""
+    give_up_at_s = time.monotonic() + DRAIN_TIMEOUT_S
+    announced = False
+    while (waiting := sum(messages_in(url) for url in _work_queues(stack_name))) and any(_instances(stack_name)):
+        if not announced:
+            note(f"waiting for {waiting} accepted requests to be answered")
+            announced = True
+        if time.monotonic() > give_up_at_s:
+            note(f"{waiting} accepted requests were not answered within {DRAIN_TIMEOUT_S:.0f} s; going on without")
+            return
+        sleep(POLL_S)
 
 
 def _stack(stack_name: str) -> Any:

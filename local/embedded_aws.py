@@ -1,6 +1,6 @@
 """Starts and stops the embedded AWS: ministack for everything, a moto server for EC2.
 
-Both listen on loopback only and keep nothing on disk: a stop forgets the whole account.
+Both listen on loopback only, and a stop forgets the whole account.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -27,6 +28,8 @@ ACCOUNT_ID = "000000000000"
 # Importing both takes 2-4 s on an idle machine; a busy laptop gets ten times that.
 START_TIMEOUT_S = 60.0
 STOP_GRACE_S = 5.0
+SAVE_TIMEOUT_S = 20.0
+HEALTH_PATH = "/_ministack/health"
 # The emulator keeps one process per Lambda function and reaps the rest after this. AWS keeps them for 5-15 minutes; a
 # laptop wants its memory back sooner, and a demo's quiet phases are not to be all cold starts.
 WARM_LAMBDA_TTL_S = 300
@@ -66,13 +69,34 @@ class EmbeddedAws:
     ec2_endpoint_url: str
     work_dir: Path
     ledger: ProcessLedger
-    processes: tuple[subprocess.Popen[bytes], ...]
+    processes: list[subprocess.Popen[bytes]]
+    """The embedded AWS, then EC2."""
+    relaunch: Callable[[], subprocess.Popen[bytes]]
+    """Starts the embedded AWS as it was started, on the same port."""
     image_ports: Mapping[str, int]
     """Port of each image function's host, by function name; ministack forwards its invocations there."""
 
     def env(self) -> dict[str, str]:
         """Environment that makes a plain boto3 client, or any of our processes, use this AWS."""
         return client_env(endpoint_url=self.endpoint_url, ec2_endpoint_url=self.ec2_endpoint_url)
+
+    def restart(self) -> None:
+        """Stop the embedded AWS, EC2 aside, and start it again; what it was started to keep is there again.
+
+        Raises
+        ------
+        EmbeddedAwsError
+            If it does not answer in time.
+        """
+        (old, *_) = self.processes
+        old.terminate()  # itself alone: it saves its state while its Lambda processes are there
+        with suppress(subprocess.TimeoutExpired):
+            old.wait(timeout=SAVE_TIMEOUT_S)
+        stop_group(old)
+        self.ledger.forget(old)
+        self.processes[0] = self.relaunch()
+        log_path = self.work_dir / "embedded-aws.log"
+        await_health(self.processes[0], name="embedded-aws", url=f"{self.endpoint_url}{HEALTH_PATH}", log_path=log_path)
 
     def stop(self) -> None:
         """End both services and every Lambda process they started."""
@@ -106,6 +130,7 @@ def start_embedded_aws(
     image_functions: Mapping[str, int | None] | None = None,
     enforce_iam: bool = False,
     lambda_python: Path | None = None,
+    keep_state: bool = False,
 ) -> EmbeddedAws:
     """Start both services and return once they answer.
 
@@ -119,6 +144,8 @@ def start_embedded_aws(
     lambda_python
         Interpreter of the zip functions; default: this process's. One of the template's runtime can load what `sam build`
         made for it, compiled modules included.
+    keep_state
+        Have ministack write its state down when it stops, so that `restart` finds it again. A kill loses it.
 
     Raises
     ------
@@ -144,7 +171,10 @@ def start_embedded_aws(
         "GATEWAY_PORT": str(port),
         "MINISTACK_ACCOUNT_ID": ACCOUNT_ID,
         "MINISTACK_REGION": REGION,
-        "PERSIST_STATE": "0",
+        "PERSIST_STATE": str(int(keep_state)),
+        "STATE_DIR": str(scratch / "state"),
+        "S3_PERSIST": str(int(keep_state)),
+        "S3_DATA_DIR": str(scratch / "s3"),
         "LAMBDA_EXECUTOR": "local",
         "LAMBDA_WARM_TTL_SECONDS": str(WARM_LAMBDA_TTL_S),
         "MINISTACK_WORKER_THREADS": str(WORKER_THREADS),
@@ -157,7 +187,7 @@ def start_embedded_aws(
     }
     moto_command = [sys.executable, "-m", "local.embedded_ec2", "-H", "127.0.0.1", "-p", str(ec2_port)]
     services = (
-        ("embedded-aws", [sys.executable, "-m", "local.embedded_server"], aws_env, f"{endpoint_url}/_ministack/health"),
+        ("embedded-aws", [sys.executable, "-m", "local.embedded_server"], aws_env, f"{endpoint_url}{HEALTH_PATH}"),
         ("embedded-ec2", moto_command, env, f"{ec2_endpoint_url}/moto-api/"),
     )
     processes: list[subprocess.Popen[bytes]] = []
@@ -176,7 +206,8 @@ def start_embedded_aws(
         ec2_endpoint_url=ec2_endpoint_url,
         work_dir=work_dir,
         ledger=ledger,
-        processes=tuple(processes),
+        processes=processes,
+        relaunch=partial(ledger.spawn, services[0][0], services[0][1], env=aws_env, log_path=work_dir / "embedded-aws.log"),
         image_ports=image_ports,
     )
 

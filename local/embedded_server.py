@@ -1,17 +1,19 @@
 """The embedded AWS as one process: ministack, plus what a laptop has no EC2 service or bill for.
 
 Run as `python -m local.embedded_server`; takes ministack's own environment variables (`GATEWAY_PORT`, `BIND_HOST`, ...).
-Three additions:
+Four additions:
 
 - EC2's own events. `PutEvents` refuses `aws.*` sources, as AWS does; a request that carries `SERVICE_EVENT_HEADER` is
   the local fleet speaking for EC2, and is admitted. Everybody else is still refused.
 - `GET /_markserve/usage` returns what was called and the units that AWS would meter, because each has a price. Calls by
   processes with the SDK application id `OBSERVER_APP_ID` are left out: watching a run is no part of its bill.
+- `PUT /_markserve/faults` has chosen calls fail, wait or be carried out twice (`local.faults`), for rehearsals.
 - Zip functions run under the interpreter that `LAMBDA_PYTHON` names, if it does: ministack takes its own.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -21,6 +23,7 @@ from typing import Any
 
 import msgspec
 
+from local.faults import FAULTS_PATH, Fault, FaultBoard
 from markserve.core.cost import DYNAMODB_READ_BYTES, DYNAMODB_WRITE_BYTES, HTTP_API_CHUNK_BYTES, SQS_CHUNK_BYTES, metered_units
 
 SERVICE_EVENT_HEADER = "x-markserve-service-event"
@@ -119,7 +122,9 @@ class Meter:
 
 
 def extend(ministack_app: AsgiApp, meter: Meter) -> AsgiApp:
-    """Wrap ministack's ASGI app with the two additions."""
+    """Wrap ministack's ASGI app with what is added over HTTP."""
+    board = FaultBoard()
+    ministack_app = with_faults(ministack_app, board)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -127,6 +132,10 @@ def extend(ministack_app: AsgiApp, meter: Meter) -> AsgiApp:
             return
         if scope["path"] == USAGE_PATH:
             await _reply_json(send, msgspec.json.encode(meter.usage()))
+            return
+        if scope["path"] == FAULTS_PATH:
+            board.put(await _whole_body(receive))
+            await _reply_json(send, b"{}")
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         body = _CountedBody(receive)
@@ -140,6 +149,60 @@ def extend(ministack_app: AsgiApp, meter: Meter) -> AsgiApp:
                 meter.note(call)
 
     return app
+
+
+def with_faults(inner: AsgiApp, board: FaultBoard) -> AsgiApp:
+    """Let the board's faults happen to AWS calls; observers' calls stay whole, so that a fault can be watched."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {} if board.is_clear else {n.decode("latin-1").lower(): v.decode("latin-1") for n, v in scope["headers"]}
+        call = classify(scope["method"], scope["path"], headers, size_bytes=0) if headers else None
+        if call is None or f"app/{OBSERVER_APP_ID}" in headers.get("user-agent", ""):
+            await inner(scope, receive, send)
+            return
+        body = await _whole_body(receive)
+        fault = board.strike(call.action, scope["path"].encode() + b" " + body)
+        if fault is not None and fault.effect == "error":
+            await _reply_json(send, _refusal(fault), status=fault.status)
+            return
+        if fault is not None and fault.effect == "delay":
+            await asyncio.sleep(fault.delay_s)
+        if fault is not None and fault.effect == "duplicate":
+            await inner(scope, _Replayed(body, receive).receive, _drop)
+        await inner(scope, _Replayed(body, receive).receive, send)
+
+    return app
+
+
+def _refusal(fault: Fault) -> bytes:
+    return msgspec.json.encode({"__type": fault.code, "message": "a fault on purpose"})
+
+
+async def _whole_body(receive: Receive) -> bytes:
+    chunks: list[bytes] = []
+    while True:
+        message = await receive()
+        chunks.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(chunks)
+
+
+async def _drop(message: MutableMapping[str, Any]) -> None:
+    del message
+
+
+class _Replayed:
+    """Gives a body that was read once more; what follows it (a disconnect) comes from the connection."""
+
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self._body: bytes | None = body
+        self._receive = receive
+
+    async def receive(self) -> MutableMapping[str, Any]:
+        body, self._body = self._body, None
+        if body is None:
+            return await self._receive()
+        return {"type": "http.request", "body": body, "more_body": False}
 
 
 class _CountedBody:
@@ -158,9 +221,9 @@ class _CountedBody:
         return message
 
 
-async def _reply_json(send: Send, body: bytes) -> None:
+async def _reply_json(send: Send, body: bytes, *, status: int = 200) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 WORKER_COMMAND = ("nice", "-n", "10", sys.executable, "-m", "local.worker")
 """Nice: a worker that boots imports torch for seconds, on cores that would not be the front's in AWS."""
+FAILED_TO_SERVE = 1
+"""Exit code of a worker that gave up; see `worker.main.run_process`. One that is killed has a negative one."""
 ENDING = ("shutting-down", "terminated", "stopping", "stopped")
 
 
@@ -118,6 +120,11 @@ class LocalFleet:
         logger.info("%s: interruption notice of %.0f s", instance_id, notice_s)
         self.events.interruption_warned(instance_id, zone=instance.zone)
 
+    def take_back(self, instance_id: str) -> None:
+        """Take an instance away at once, without any notice: it crashes, and the cloud says so afterwards."""
+        with self._lock:
+            self._take_back(self._instances[instance_id])
+
     def recommend_rebalance(self, instance_id: str, *, now_s: float) -> None:
         """Say that a spot instance is at elevated risk, by metadata and event."""
         with self._lock:
@@ -177,6 +184,8 @@ class LocalFleet:
             self._end(instance, now_s)
         elif instance.process is not None and instance.process.poll() is not None:
             self._record_exit(instance, instance.process)
+            if instance.exit_code == FAILED_TO_SERVE:
+                self._power_off(instance)
         elif instance.state == "booting" and now_s >= instance.boot_at_s:
             self._boot(instance)
 
@@ -208,6 +217,17 @@ class LocalFleet:
         logger.info(
             "%s: worker ended with exit code %d; the instance runs on until it is terminated", instance.instance_id, instance.exit_code
         )
+
+    def _power_off(self, instance: LocalInstance) -> None:
+        """End the machine of a worker that fails by itself: the service unit powers it off, and that terminates it.
+
+        On EC2 after five attempts within five minutes; here after one, since waiting for the others proves nothing.
+        """
+        self.ec2.terminate_instances(InstanceIds=[instance.instance_id])
+        instance.state = "terminated"
+        self.events.state_changed(instance.instance_id, "shutting-down")
+        self.events.state_changed(instance.instance_id, "terminated")
+        logger.info("%s: powered off after its worker failed", instance.instance_id)
 
     def _end(self, instance: LocalInstance, now_s: float) -> None:
         """Follow a termination: the operating system asks the worker to stop, and takes it along soon after."""

@@ -5,6 +5,7 @@
 The embedded AWS forwards the function's invocations here. As in Lambda, an environment handles one request at a time;
 a request that finds none idle starts another one (a cold start: fork of a process that has torch loaded, then the
 handler's own init), up to `--limit`; idle ones are reaped. `GET /stats` tells what Lambda would have billed.
+`PUT /_markserve/faults` has invocations fail or wait (`local.faults`), for rehearsals.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import msgspec
 from local.deployer import Deployment
 from local.embedded_aws import await_health, stop_group
 from local.environments import HostStats, ImageHost, start_context
+from local.faults import FAULTS_PATH, FaultBoard
 from local.processes import ProcessLedger
 from local.roles import ENFORCED, role_environment
 
@@ -39,14 +41,21 @@ REAP_INTERVAL_S = 5.0
 
 
 def handler_for(host: ImageHost) -> type[BaseHTTPRequestHandler]:
-    """Build the HTTP side: `POST /` invokes, `GET /stats` and `GET /health` tell."""
+    """Build the HTTP side: `POST /` invokes, `GET /stats` and `GET /health` tell, `PUT` of faults has the next ones fail."""
+    board = FaultBoard()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def do_PUT(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            if self.path == FAULTS_PATH:
+                board.put(body)
+            self._reply(200 if self.path == FAULTS_PATH else 404, b"{}")
+
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
-            self._reply(*host.invoke(self.headers.get("X-Amzn-Lambda-Request-Id", ""), body))
+            self._reply(*(_struck(board, body) or host.invoke(self.headers.get("X-Amzn-Lambda-Request-Id", ""), body)))
 
         def do_GET(self) -> None:
             if self.path == "/stats":
@@ -67,6 +76,17 @@ def handler_for(host: ImageHost) -> type[BaseHTTPRequestHandler]:
             """Stay silent: Lambda's own log is the embedded AWS's."""
 
     return Handler
+
+
+def _struck(board: FaultBoard, body: bytes) -> tuple[int, bytes] | None:
+    """Let a fault on purpose happen to an invocation: the answer of one that fails, None for one that goes on."""
+    fault = board.strike("lambda:Invoke", body)
+    if fault is None:
+        return None
+    if fault.effect == "error":
+        return 500, msgspec.json.encode({"errorType": fault.code, "errorMessage": "a fault on purpose"})
+    time.sleep(fault.delay_s)
+    return None
 
 
 def deployed_environment(function_name: str) -> tuple[dict[str, str], int, float]:

@@ -78,6 +78,8 @@ class SystemConfig:
     warm_api_environments: int = 24
     parameters: Mapping[str, str] = field(default_factory=dict)
     """Operator parameters set after deployment, by their operators' names."""
+    keep_state: bool = False
+    """Have the embedded AWS write its state down when it stops, so that it can be restarted."""
     enforce_iam: bool = False
     """Hold every function and worker to its own role, as AWS does. EC2's calls are not checked: its emulator knows no policies."""
 
@@ -131,6 +133,10 @@ class LocalSystem:
         """Variables with which another process reaches this system."""
         return connecting_variables(self.deployment.settings_env())
 
+    def reconnect(self) -> None:
+        """Have this process's `wiring` reach this system, whatever it was connected to meanwhile."""
+        connect(self.deployment.settings_env())
+
     def client(self, service: str) -> Any:
         """Open a boto3 client on this system, as an observer."""
         return boto3.client(service)  # type: ignore[call-overload]  # connected by environment; callers know the service
@@ -170,7 +176,9 @@ class LocalSystem:
         config = self.config
         self.note("starting the embedded AWS")
         names = {f"{config.stack_name}-{function}": None for function in IMAGE_FUNCTIONS}
-        self.aws = start_embedded_aws(ledger=ledger, work_dir=config.work_dir, image_functions=names, enforce_iam=config.enforce_iam)
+        self.aws = start_embedded_aws(
+            ledger=ledger, work_dir=config.work_dir, image_functions=names, enforce_iam=config.enforce_iam, keep_state=config.keep_state
+        )
         self._parts.callback(self.aws.stop)
         self.note("deploying template.yaml through CloudFormation")
         endpoint_url, ec2_endpoint_url = self.aws.endpoint_url, self.aws.ec2_endpoint_url

@@ -1,12 +1,13 @@
 """`python -m local.worker`: the worker, with its runner held to the CPU share of its instance type.
 
 The same composition as on EC2; only the runner is wrapped. `MARKSERVE_LOCAL_CPU_SHARES` (JSON, share by instance
-type) replaces the built-in shares.
+type) replaces the built-in shares. `MARKSERVE_LOCAL_CLOCK_SKEW_S` has this process's clock go wrong by so much.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 
 import msgspec
@@ -36,7 +37,14 @@ def cpu_share(environ: Mapping[str, str]) -> float:
     return shares[instance_type]
 
 
+def skew_clock(skew_s: float) -> None:
+    """Have `time.time` of this process be wrong by `skew_s`, as an unsynchronised machine's is."""
+    true_time = time.time
+    time.time = lambda: true_time() + skew_s
+
+
 if __name__ == "__main__":
+    skew_clock(float(os.environ.get("MARKSERVE_LOCAL_CLOCK_SKEW_S") or 0.0))
     share = cpu_share(os.environ)
 
     def wrap(runner: ModelRunner) -> ModelRunner:

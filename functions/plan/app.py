@@ -19,10 +19,11 @@ from markserve.catalog import load_catalog
 from markserve.core.catalog import offerings
 from markserve.core.lifecycle import Decision, Step, apply, measured_launch_overhead_s, reconcile
 from markserve.core.planning import CapacityPlan, ModelDemand, Trigger, plan_capacity
-from markserve.core.types import Instance, InstanceState, Offering
+from markserve.core.quarantine import quarantine
+from markserve.core.types import Forecast, Instance, InstanceState, Offering
 from markserve.errors import StaleWrite, Transient
 from markserve.history import SHAPE_STEPS, StepGrid, recorded_steps
-from markserve.messages import DecisionRecord, Message, PlanRecord, from_plain, to_plain
+from markserve.messages import DecisionRecord, ForecastRecord, Message, PlanRecord, from_plain, to_plain
 from markserve.plan_inputs import model_demand
 from markserve.plan_records import plan_actions, plan_record
 from markserve.ports import ControlStore, Fleet, InstanceRegistry, ModelStore, ParameterSource, WindowStore
@@ -36,6 +37,7 @@ from markserve.telemetry import (
     INSTANCES_SERVING,
     INSTANCES_SHARE,
     INSTANCES_STUCK,
+    MODELS_QUARANTINED,
     NAMESPACE,
     PLANS_STALE,
     PLANS_STORED,
@@ -48,6 +50,8 @@ MEASURED_STEPS = 2
 """Steps whose highest rate counts as the measured rate: one quiet minute must not look like the end of the load."""
 ORPHAN_MEMORY_S = 600.0
 """How long a suspected orphan is remembered: several cycles, so that a missed one does not start over."""
+QUARANTINE_REMINDER_S = 300.0
+"""How often the decision log repeats that a model is quarantined."""
 AT_RISK_MEMORY_S = 60.0
 """Age up to which an alarm of the objective explains an urgent plan."""
 
@@ -68,6 +72,7 @@ class Planned:
     serving: int = 0
     stuck: int = 0
     orphans: int = 0
+    quarantined: int = 0
     cost_share: float = 0.0
     """Of the ceiling on the price per hour; the ceiling counts as reached when it is 0."""
     instances_share: float = 0.0
@@ -140,6 +145,7 @@ def run(
         serving=sum(i.state is InstanceState.SERVING for i in current),
         stuck=sum(d.step is Step.TERMINATE and d.instance_id in known for d in decisions),
         orphans=sum(d.instance_id not in known for d in decisions),
+        quarantined=sum(model.quarantined is not None for model in plan.models),
         cost_share=_share(record.hourly_cost_usd, tunables.max_hourly_cost_usd),
         instances_share=_share(paid_for, tunables.max_instances),
     )
@@ -184,21 +190,34 @@ def _demands(
     at_risk = _models_at_risk(command, [record.model for record in records], control, now_s)
     demands: list[ModelDemand] = []
     for record in records:
-        forecast = control.latest_forecast(record.model)
+        own = [i for i in current if i.model == record.model]
+        stopped = quarantine(own, version_at_s=record.created_at_s, now_s=now_s)
         recorded = recorded_steps(record.model, windows=windows, grid=StepGrid.of(settings), steps=SHAPE_STEPS, now_s=now_s)
         demands.append(
             model_demand(
                 record,
                 tunables=parameters.get(record.model),
-                forecast=forecast.to_forecast() if forecast else None,
+                forecast=_forecast(control.latest_forecast(record.model)),
                 measured_rate_rps=max((rate for rate in recorded.rates_rps[-MEASURED_STEPS:] if rate is not None), default=None),
-                instances=[i for i in current if i.model == record.model],
+                instances=own,
                 spillover_memory_mb=settings.spillover_memory_mb,
                 at_risk=record.model in at_risk,
                 shape=recorded.shape,
+                quarantined=stopped.reason if stopped else None,
             )
         )
     return demands
+
+
+def _forecast(record: ForecastRecord | None) -> Forecast | None:
+    """Convert a stored forecast; None for one that makes no sense: planning then goes by the measured rate."""
+    if record is None:
+        return None
+    try:
+        return record.to_forecast()
+    except ValueError as error:
+        logger.error("forecast refused", extra={"model": record.model, "forecaster": record.forecaster, "reason": str(error)})
+        return None
 
 
 def _models_at_risk(command: PlanCommand, names: Sequence[str], control: ControlStore, now_s: float) -> set[str]:
@@ -247,6 +266,11 @@ def _log(plan: CapacityPlan, decisions: Sequence[Decision], control: ControlStor
         event = f"instance_{decision.state}" if decision.step is Step.MOVE else f"reconcile_{decision.step}"
         control.log(DecisionRecord(at_s=now_s, model=decision.model, subject=decision.instance_id, event=event, reason=decision.reason))
     for model in plan.models:
+        if model.quarantined is not None and control.claim(f"quarantined/{model.model}", now_s=now_s, for_s=QUARANTINE_REMINDER_S):
+            logger.error("model quarantined", extra={"model": model.model, "reason": model.quarantined})
+            control.log(
+                DecisionRecord(at_s=now_s, model=model.model, subject=model.model, event="model_quarantined", reason=model.quarantined)
+            )
         if model.infeasible is not None:
             logger.error("objective cannot be met by any instance type", extra={"model": model.model, "reason": model.infeasible})
             control.log(
@@ -280,6 +304,7 @@ def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
     metrics.add_metric(name=INSTANCES_SERVING, unit=MetricUnit.Count, value=planned.serving)
     metrics.add_metric(name=INSTANCES_STUCK, unit=MetricUnit.Count, value=planned.stuck)
     metrics.add_metric(name=INSTANCES_ORPHANED, unit=MetricUnit.Count, value=planned.orphans)
+    metrics.add_metric(name=MODELS_QUARANTINED, unit=MetricUnit.Count, value=planned.quarantined)
     metrics.add_metric(name=HOURLY_COST_SHARE, unit=MetricUnit.Percent, value=100 * planned.cost_share)
     metrics.add_metric(name=INSTANCES_SHARE, unit=MetricUnit.Percent, value=100 * planned.instances_share)
     for model, demand_rps in record.demand_rps.items():

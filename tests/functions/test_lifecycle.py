@@ -335,6 +335,20 @@ def test_rebalance_recommendation_avoids_the_pool_and_leaves_the_instance() -> N
     assert world.control.claims("unavailable/", now_s=NOW_S) == ["unavailable/c5.large/spot/us-east-1a"]
 
 
+@pytest.mark.parametrize("event", ["lifecycle_spot_interruption", "lifecycle_rebalance"])
+@pytest.mark.parametrize(("ended_s_ago", "is_heeded"), [(30.0, True), (4 * 3600.0, False)])
+def test_notice_of_an_instance_that_ended_counts_for_its_pool_only_while_it_is_fresh(
+    event: str, ended_s_ago: float, is_heeded: bool
+) -> None:
+    world = World(recorded(state=InstanceState.FAILED, offering=a_spot_offering(), terminated_at_s=NOW_S - ended_s_ago))
+
+    outcome = world.follow(event)
+
+    assert (outcome.event != "event_ignored") is is_heeded
+    assert bool(world.control.claims("unavailable/", now_s=NOW_S)) is is_heeded
+    assert world.states == {RECORDED_ID: "failed"}
+
+
 def test_ready_is_logged_with_the_launch_time() -> None:
     world = World(recorded(state=InstanceState.WARMING, requested_at_s=1767225719.75 - 95.5))
 

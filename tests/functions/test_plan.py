@@ -353,3 +353,31 @@ def test_spill_tier_is_none_when_it_is_off_or_misses_the_objective() -> None:
     assert demand_of(tunables=replace(TUNABLES, rt_max_s=0.3)).spill is None
     # 0.38 s on Lambda would fit, but not with the way to it and back.
     assert demand_of(tunables=replace(TUNABLES, rt_max_s=0.39)).spill is None
+
+
+@pytest.mark.parametrize("rates", [{"0.5": (-5.0,) * 60}, {"0.5": (1.0,), "0.9": (1.0, 2.0)}, {"0.5": ()}])
+def test_forecast_that_makes_no_sense_is_refused_and_the_measured_rate_planned_for(rates: dict[str, tuple[float, ...]]) -> None:
+    world = World()
+    world.control.put_forecast(a_forecast_record(rates_rps=rates))
+
+    planned = world.plan()
+
+    assert f"{MODEL}: demand 0.0 rps now" in record_of(planned).reason
+
+
+def test_model_whose_launches_never_serve_is_quarantined_once_in_the_log_and_launched_for_no_more() -> None:
+    crashed = [
+        a_worker(n, state=InstanceState.FAILED, requested_at_s=NOW_S - 40 + n, serving_at_s=None, terminated_at_s=NOW_S - 5)
+        for n in range(3)
+    ]
+    world = World(*crashed)
+    for instance in crashed:
+        world.fleet.terminate([instance.instance_id])
+    world.forecast(50.0)
+
+    first, second = world.plan(), world.plan(now_s=NOW_S + 5)
+
+    assert of_kind(first, LaunchInstances) == of_kind(second, LaunchInstances) == []
+    assert (first.quarantined, second.quarantined) == (1, 1)
+    log = [d for d in world.control.decisions(since_s=0, until_s=NOW_S + 60) if d.event == "model_quarantined"]
+    assert [d.subject for d in log] == [MODEL]

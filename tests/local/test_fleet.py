@@ -29,6 +29,7 @@ STUBBORN = (
     "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()",
 )
 FINISHED = (sys.executable, "-c", "raise SystemExit(3)")
+BROKEN = (sys.executable, "-c", "raise SystemExit(1)")
 
 
 class Cloud:
@@ -204,6 +205,35 @@ def test_exit_is_reflected_when_a_worker_ends_by_itself(make_cloud: Callable[[tu
     assert (cloud.only().state, cloud.only().exit_code) == ("exited", 3)
     state = cloud.ec2.describe_instances(InstanceIds=[instance_id])["Reservations"][0]["Instances"][0]["State"]["Name"]
     assert state == "running"  # the machine outlives its program, and costs on, until the control path ends it
+
+
+def test_machine_of_a_worker_that_failed_is_powered_off_as_its_service_unit_does(make_cloud: Callable[[tuple[str, ...]], Cloud]) -> None:
+    cloud = make_cloud(BROKEN)
+    instance_id = cloud.launch()
+    cloud.fleet.step(100.0)
+    cloud.fleet.step(103.0)
+    process = cloud.only().process
+    assert process is not None
+    process.wait(timeout=10)
+
+    cloud.fleet.step(104.0)
+
+    assert (cloud.only().state, cloud.only().exit_code) == ("terminated", 1)
+    state = cloud.ec2.describe_instances(InstanceIds=[instance_id])["Reservations"][0]["Instances"][0]["State"]["Name"]
+    assert state == "terminated"
+    assert cloud.states_reported()[-2:] == ["shutting-down", "terminated"]
+
+
+def test_instance_taken_back_without_notice_is_told_of_only_afterwards(make_cloud: Callable[[tuple[str, ...]], Cloud]) -> None:
+    cloud = make_cloud(OBEDIENT)
+    instance_id = cloud.launch(spot=True)
+    cloud.fleet.step(100.0)
+    cloud.fleet.step(103.0)
+
+    cloud.fleet.take_back(instance_id)
+
+    assert (cloud.only().state, cloud.only().exit_code) == ("interrupted", -9)
+    assert [event["detail-type"] for event in cloud.reported() if "State-change" not in event["detail-type"]] == []
 
 
 def test_spot_worker_gets_notice_and_is_then_killed_when_interrupted(make_cloud: Callable[[tuple[str, ...]], Cloud]) -> None:

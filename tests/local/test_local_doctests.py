@@ -8,8 +8,10 @@ import importlib
 import pytest
 
 MODULES = (
+    "chaos.soak",
     "local.allowed_actions",
     "local.arrivals",
+    "local.embedded_ec2",
     "local.embedded_server",
     "local.figures",
     "local.imds",

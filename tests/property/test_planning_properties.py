@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from markserve.core.planning import CapacityPlan, ModelDemand, SpillTier, Trigger, plan_capacity
 from markserve.core.prepare import expected_rate_rps, type_capacities
+from markserve.core.scale_in import STARTED_OR_STARTING
 from markserve.core.tunables import Tunables
 from markserve.core.types import CapacityType, Forecast, Instance, InstanceState, Offering, WorkerStats
 from tests.builders import NOW_S, a_profile
@@ -195,6 +196,8 @@ def test_spot_stays_within_its_share_when_instances_are_bought(situation: dict[s
 def test_drains_keep_what_is_needed_now_and_wait_their_cycles(situation: dict[str, object]) -> None:
     result = plan(situation)
     instances: list[Instance] = situation["instances"]  # type: ignore[assignment]
+    if any(drain.reason.startswith("over a ceiling") for drain in result.drains):
+        return  # a ceiling is kept whatever is needed: the test below
     drained = {drain.instance_id for drain in result.drains}
 
     for demand in situation["demands"]:  # type: ignore[attr-defined]
@@ -205,6 +208,21 @@ def test_drains_keep_what_is_needed_now_and_wait_their_cycles(situation: dict[st
     for instance in instances:
         if instance.instance_id in drained:
             assert result.unwanted_cycles[instance.instance_id] >= situation["tunables"].scale_in_cycles  # type: ignore[attr-defined]
+
+
+@given(situations())
+@settings(max_examples=150, deadline=None)
+def test_what_stays_is_within_ceilings_however_they_were_lowered(situation: dict[str, object]) -> None:
+    result = plan(situation)
+    instances: list[Instance] = situation["instances"]  # type: ignore[assignment]
+    tunables: Tunables = situation["tunables"]  # type: ignore[assignment]
+    drained = {drain.instance_id for drain in result.drains}
+
+    staying = [i for i in instances if i.state in STARTED_OR_STARTING and i.instance_id not in drained]
+
+    assert len(drained) == len(result.drains)
+    assert len(staying) <= tunables.max_instances
+    assert sum(i.offering.price_usd_per_hour for i in staying) <= tunables.max_hourly_cost_usd + 1e-5
 
 
 def staffed_rates_rps(demand: ModelDemand, situation: dict[str, object]) -> dict[str, float]:

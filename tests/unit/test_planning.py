@@ -707,3 +707,54 @@ def test_spot_share_leaves_out_what_stands_idle_unless_all_spot_is_there_already
     assert "of the capacity that serves" in (rules.refusal(Holding().plus([firm, (spot, 4)]), peak_rps=40.0) or "")
     assert rules.refusal(Holding().plus([firm, (spot, 2)]), peak_rps=40.0) is None
     assert rules.refusal(Holding().plus([firm, there]), peak_rps=40.0) is None
+
+
+# --- Ceilings that were lowered, models that cannot start -----------------------------------------------------------
+
+
+def test_lowered_instance_ceiling_drains_at_once_whatever_the_demand() -> None:
+    fleet = [a_worker(1), a_worker(2, state=InstanceState.WARMING, serving_at_s=None), a_worker(3, offering=XLARGE)]
+    low = replace(TUNABLES, max_instances=1, min_instances=3, scale_in_cycles=60)
+
+    result = plan(a_demand(tunables=low), instances=fleet)
+
+    # What does not serve yet first; then, of two that cost the same per request, by age and name.
+    assert result.drains[0].instance_id == "i-2"
+    assert len(result.drains) == 2
+    assert all("max-instances 1" in drain.reason for drain in result.drains)
+    assert result.launches == ()
+
+
+def test_lowered_spend_ceiling_drains_the_dearest_per_request_and_no_more_than_needed() -> None:
+    fleet = [a_worker(1, offering=SPOT), a_worker(2), a_worker(3)]
+    low = replace(TUNABLES, max_hourly_cost_usd=0.13)
+
+    result = plan(a_demand(tunables=low), instances=fleet)
+
+    assert len(result.drains) == 1
+    assert result.drains[0].instance_id in {"i-2", "i-3"}
+    assert "max-hourly-cost-usd" in result.drains[0].reason
+
+
+def test_what_drains_already_counts_as_gone_under_a_lowered_ceiling() -> None:
+    fleet = [a_worker(1), a_worker(2, state=InstanceState.DRAINING, drain_at_s=NOW_S)]
+
+    assert plan(a_demand(tunables=replace(TUNABLES, max_instances=1)), instances=fleet).drains == ()
+
+
+def test_urgent_plan_keeps_to_a_lowered_ceiling_as_well() -> None:
+    low = replace(TUNABLES, max_instances=1)
+
+    result = plan(a_demand(tunables=low), instances=[a_worker(1), a_worker(2)], trigger=Trigger.INTERRUPTION)
+
+    assert len(result.drains) == 1
+
+
+def test_quarantined_model_buys_nothing_keeps_what_serves_and_says_so() -> None:
+    result = plan(a_demand(quarantined="quarantined: its workers crash"), instances=[a_worker(1)])
+
+    assert result.launches == ()
+    assert result.drains == ()
+    assert result.models[0].quarantined == "quarantined: its workers crash"
+    assert "its workers crash" in result.reason
+    assert "its workers crash" in reasons(result)

@@ -67,6 +67,8 @@ def _follow_interruption(detail: Mapping[str, Any], ctx: LifecycleContext) -> Ou
     warned, instance = _of_ours(detail, ctx)
     if instance is None:
         return _not_ours(warned.instance_id)
+    if _ended_long_ago(instance, ctx):
+        return Outcome(event="event_ignored", reason=f"{instance.instance_id} is {instance.state} already; this notice is old", count=0)
     reason = "spot interruption warning: the cloud takes it back within two minutes"
     ctx.transition(instance.instance_id, InstanceState.DRAINING, reason)
     ctx.mark_dry(instance.offering)
@@ -81,9 +83,19 @@ def _follow_rebalance(detail: Mapping[str, Any], ctx: LifecycleContext) -> Outco
     advised, instance = _of_ours(detail, ctx)
     if instance is None:
         return _not_ours(advised.instance_id)
+    if _ended_long_ago(instance, ctx):
+        return Outcome(event="event_ignored", reason=f"{instance.instance_id} is {instance.state} already; this notice is old", count=0)
     ctx.mark_dry(instance.offering)
     outcome = Outcome(event="rebalance_recommended", reason=f"{instance.offering.key} is at risk; not bought from for {DRY_POOL_S:.0f} s")
     return ctx.log(outcome, model=instance.model, subject=instance.instance_id)
+
+
+def _ended_long_ago(instance: Instance, ctx: LifecycleContext) -> bool:
+    """Whether a notice about it is old news: events come hours late at times, and say nothing of its pool by then.
+
+    One that ended a moment ago may have been overtaken by its state change: its pool is at risk.
+    """
+    return not instance.is_alive and ctx.now_s - (instance.terminated_at_s or 0.0) > DRY_POOL_S
 
 
 def _ask_for_replacement(instance: Instance, notice: str, ctx: LifecycleContext) -> bool:

@@ -41,6 +41,7 @@ def model_demand(
     spillover_memory_mb: int,
     at_risk: bool,
     shape: tuple[float, ...] = (),
+    quarantined: str | None = None,
 ) -> ModelDemand:
     """Gather what planning needs, with the latency budget that workers and fronts will leave to a batch.
 
@@ -60,6 +61,7 @@ def model_demand(
         spill=_spill_tier(on_lambda, spill_s, tunables, spillover_memory_mb),
         at_risk=at_risk,
         shape=shape,
+        quarantined=quarantined,
     )
 
 

@@ -64,6 +64,8 @@ class ModelPlan:
     reason: str
     quantile: float | None = None
     """Quantile of the forecast that the demand is; None without a forecast."""
+    quarantined: str | None = None
+    """Why nothing is launched for it; None when launches may be made."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ from markserve.core.greedy import Choice, fill
 from markserve.core.notes import PlanNotes, bounded
 from markserve.core.plan import CapacityPlan, Drain, Launch, ModelPlan, Rejected, WarmUp
 from markserve.core.prepare import ModelDemand, Prepared, prepare
-from markserve.core.scale_in import scale_in
+from markserve.core.scale_in import over_ceiling, scale_in
 from markserve.core.search import allowed_offers, complete
 from markserve.core.spillover import warm_environments
 from markserve.core.tunables import Tunables
@@ -55,7 +55,8 @@ def plan_capacity(
     3. A model with no launch or drain under way is also planned from scratch, running instances competing with
        offerings as in the paper. That plan wins if it saves more than `REPLACEMENT_SAVING`. While launches are
        pending, the plan that ordered them is kept to, so that planning twice buys once.
-    4. What is running and not chosen is unwanted; it drains after `scale_in_cycles` plans (`scale_in`).
+    4. What is running and not chosen is unwanted; it drains after `scale_in_cycles` plans (`scale_in`). What exceeds a
+       ceiling that was lowered drains at once (`over_ceiling`).
     5. What is not met is declared spill-over: by choice where Lambda is cheaper, else because of a ceiling.
 
     Regimes: no forecast, the measured rate is held flat; nothing measured, `min_instances`; objective at risk, one
@@ -216,6 +217,8 @@ def _scale_in(
         )
         drains += model_drains if p else [replace(d, reason=f"model {model} is not registered any more") for d in model_drains]
         unwanted |= counts
+    capacities = {name: rate for p in prepared for name, rate in p.capacities_rps.items()}
+    drains += over_ceiling(instances, leaving={d.instance_id for d in drains}, capacities_rps=capacities, tunables=tunables)
     return drains, unwanted
 
 
@@ -227,6 +230,7 @@ def _model_plan(p: Prepared, choice: Choice, drained: Collection[str], notes: Pl
     lead = choice.task.lead_step
     summary = f"{p.model}: demand {demand[0]:.1f} rps now, {demand[lead]:.1f} in {lead * choice.task.step_s:.0f} s ({p.path.reason})"
     summary += f"; capacity {capacity[0]:.1f} now, {capacity[lead]:.1f} then"
+    stopped = [text for text in (p.infeasible, p.demand.quarantined) if text]
     return ModelPlan(
         model=p.model,
         start_at_s=p.path.horizon.start_at_s,
@@ -236,7 +240,8 @@ def _model_plan(p: Prepared, choice: Choice, drained: Collection[str], notes: Pl
         capacity_rps=capacity,
         spillover_rps=tuple(max(0.0, rest) for rest in left),
         infeasible=p.infeasible,
-        reason="; ".join([summary, *([p.infeasible] if p.infeasible else []), *notes.said(p.model)]),
+        quarantined=p.demand.quarantined,
+        reason="; ".join([summary, *stopped, *notes.said(p.model)]),
         quantile=p.path.quantile,
     )
 

@@ -44,6 +44,8 @@ class ModelDemand:
     """None when the spillover function is off, or too slow for the objective."""
     at_risk: bool = False
     """Whether its objective is at risk and needs one more instance."""
+    quarantined: str | None = None
+    """Why no instance may be launched for it now, whatever the demand; see `core.quarantine`."""
     window_s: float = 5.0
     """Counting window whose highest rate forecasts are of."""
     shape: tuple[float, ...] = ()
@@ -251,6 +253,9 @@ def _usable(
 ) -> tuple[list[Offering], list[Rejected]]:
     rejected = [Rejected(offering=name, cost_usd=None, reason=why) for name, why in refusals.items()]
     usable: list[Offering] = []
+    if demand.quarantined is not None:
+        rejected.append(Rejected(offering="every offering", cost_usd=None, reason=f"{demand.model}: {demand.quarantined}"))
+        return [], sorted(rejected, key=lambda r: (r.offering, r.reason))
     for offering in offerings:
         if offering.instance_type not in capacities:
             continue

@@ -1,16 +1,19 @@
-"""When an instance that no plan wants is drained: with hysteresis, and never below what is needed now."""
+"""When an instance drains: unwanted for long enough and not needed now, or above a ceiling that the operator has lowered."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 
 from markserve.core.capacity import SpillTier
 from markserve.core.demand import Trigger
 from markserve.core.plan import Drain
+from markserve.core.tunables import Tunables
 from markserve.core.types import Instance, InstanceState
 
 STARTED_OR_STARTING = (InstanceState.REQUESTED, InstanceState.WARMING, InstanceState.SERVING)
+CENT_USD = 1e-6
+"""Prices are summed in another order than when they were bought."""
 
 
 def scale_in(
@@ -84,6 +87,39 @@ def _taken_over(instance: Instance, alone: SpillTier, serving_rps: float, lost_r
         return None
     rent = instance.offering.price_usd_per_hour
     return f"Lambda alone is cheaper: its {extra_rps:.1f} rps cost ${usd_per_hour:.4f}/h there and ${rent:.4f}/h on it"
+
+
+def over_ceiling(
+    instances: Sequence[Instance], *, leaving: Collection[str], capacities_rps: Mapping[str, float], tunables: Tunables
+) -> list[Drain]:
+    """Choose what drains because the fleet exceeds a ceiling, whatever the demand: an operator's ceiling is a promise.
+
+    Only lowering a ceiling leads here, since nothing is launched above one. First goes what does not serve yet, the
+    youngest first; then the dearest per request. What drains already, or is in `leaving`, counts as gone: it ends by itself.
+
+    Parameters
+    ----------
+    instances
+        Of all models, registered or not: they share the ceilings.
+    """
+    staying = [i for i in instances if i.state in STARTED_OR_STARTING and i.instance_id not in leaving]
+    count, usd_per_hour = len(staying), math.fsum(i.offering.price_usd_per_hour for i in staying)
+    drains: list[Drain] = []
+    for instance in sorted(staying, key=lambda i: _first_to_go(i, capacities_rps)):
+        if count > tunables.max_instances:
+            excess = f"{count} instances exceed max-instances {tunables.max_instances}"
+        elif usd_per_hour > tunables.max_hourly_cost_usd + CENT_USD:
+            excess = f"${usd_per_hour:.4f}/h exceed max-hourly-cost-usd ${tunables.max_hourly_cost_usd:.4f}"
+        else:
+            break
+        count, usd_per_hour = count - 1, usd_per_hour - instance.offering.price_usd_per_hour
+        drains.append(Drain(model=instance.model, instance_id=instance.instance_id, reason=f"over a ceiling: {excess}"))
+    return drains
+
+
+def _first_to_go(instance: Instance, capacities_rps: Mapping[str, float]) -> tuple[bool, float, float, str]:
+    serves = instance.state is InstanceState.SERVING
+    return (serves, -_usd_per_request(instance, capacities_rps) if serves else 0.0, -instance.requested_at_s, instance.instance_id)
 
 
 def _usd_per_request(instance: Instance, capacities_rps: Mapping[str, float]) -> float:

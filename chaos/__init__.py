@@ -1,0 +1,1 @@
+"""Faults against the real local system, watched from the outside: `markserve chaos`."""

@@ -1,0 +1,92 @@
+"""What a scenario is, and the register of all of them.
+
+A scenario is a generator function: what it does before its `yield` is the fault, what it does after it is the healing (or
+nothing, where the system has to heal itself). Its docstring's first line says what happens and what must come of it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from chaos.stage import Stage
+
+Act = Callable[["Stage"], Generator[None, None, None]]
+
+FAMILIES = {
+    1: "workers",
+    2: "spot",
+    3: "capacity",
+    4: "control",
+    5: "plumbing",
+    6: "spill-over",
+    7: "configuration",
+    8: "operator",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """One fault and what is expected of the system under it."""
+
+    name: str
+    family: int
+    summary: str
+    act: Act
+    hold_s: float
+    """From the fault to its healing."""
+    recover_within_s: float
+    """From the healing to a fleet that serves again and requests in time again."""
+    outage: str = ""
+    """Why a synchronous request may get no response at all: nobody is there to give one. Empty: each must get one."""
+    last: bool = False
+    """Whether nothing is left to play on afterwards."""
+    short: bool = False
+    """Whether it belongs to the subset that the tests run."""
+
+
+SCENARIOS: dict[str, Scenario] = {}
+
+
+def scenario(
+    name: str,
+    *,
+    family: int,
+    hold_s: float = 0.0,
+    recover_within_s: float = 60.0,
+    outage: str = "",
+    last: bool = False,
+    short: bool = False,
+) -> Callable[[Act], Act]:
+    """Register a generator function as a scenario."""
+
+    def register(act: Act) -> Act:
+        if name in SCENARIOS:
+            raise ValueError(f"there are two scenarios called {name!r}")
+        summary = (inspect.getdoc(act) or "").split("\n", 1)[0]
+        if not summary:
+            raise ValueError(f"scenario {name!r} does not say what happens")
+        SCENARIOS[name] = Scenario(
+            name=name,
+            family=family,
+            summary=summary,
+            act=act,
+            hold_s=hold_s,
+            recover_within_s=recover_within_s,
+            outage=outage,
+            last=last,
+            short=short,
+        )
+        return act
+
+    return register
+
+
+def load_scenarios() -> dict[str, Scenario]:
+    """Return every scenario, by family; the one that leaves nothing comes last."""
+    from chaos import capacity, configuration, control, operators, plumbing, spillover, spot, workers  # noqa: F401  # they register themselves
+
+    return dict(sorted(SCENARIOS.items(), key=lambda item: (item[1].last, item[1].family)))
