@@ -36,7 +36,7 @@ def register(
     """Store a model, prove that it runs, and make it live."""
     if not artefact.is_file():
         raise Problem(f"there is no file {artefact}", next_step="export one with torch.jit.save", code=BAD_USAGE)
-    specs = [_tensor_spec(text) for text in inputs], [_tensor_spec(text) for text in outputs]
+    specs = [tensor_spec(text) for text in inputs], [tensor_spec(text) for text in outputs]
     connect_to_stack()
     from markserve import wiring
     from markserve.registration import ModelSpec, register_model
@@ -66,10 +66,10 @@ def register(
         out.print(f"next: measure it with `markserve profile {record.model}`", highlight=False)
 
 
-def _tensor_spec(text: str) -> TensorSpec:
+def tensor_spec(text: str) -> TensorSpec:
     """Read NAME:DATATYPE:SHAPE.
 
-    >>> _tensor_spec("image:FP32:-1,1,8,8")
+    >>> tensor_spec("image:FP32:-1,1,8,8")
     TensorSpec(name='image', datatype='FP32', shape=(-1, 1, 8, 8))
     """
     try:

@@ -62,6 +62,11 @@ class Pacing(Generic[ItemT]):
         return self._transport.value
 
     @property
+    def reply_overhead_s(self) -> float:
+        """Finished computation to reply."""
+        return self._reply_overhead.value
+
+    @property
     def latency_budget_s(self) -> float:
         """What a request may spend here, waiting and computing."""
         return self._rt_max_s - self._transport.value - self._reply_overhead.value - self._spill_reserve_s - self._margin_s
@@ -103,6 +108,14 @@ class Pacing(Generic[ItemT]):
                 self._reply_overhead = self._reply_overhead.observe(request.reply_overhead_s)
                 self._spill_reserve_s = request.deadline_at_s - request.spill_at_s if request.spill_at_s is not None else 0.0
         self._revise()
+
+    def observe_arrivals(self, count: int, *, now_s: float) -> None:
+        """Learn of requests that came without a queue before this process: no transport, no backlog but the one held."""
+        self._rate = self._rate.observe(count, now_s)
+
+    def observe_reply(self, overhead_s: float) -> None:
+        """Learn how long a finished computation took to become its reply, where this process sends it."""
+        self._reply_overhead = self._reply_overhead.observe(overhead_s)
 
     def observe_batch(self, *, rows: int, compute_s: float) -> None:
         """Learn how long a batch took."""

@@ -84,6 +84,19 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
     data: bytes
 
 
+class Stack(msgspec.Struct, frozen=True):
+    """Rows of one tensor, of one request or of several, on their way through a model."""
+
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes | bytearray | memoryview
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of a fixed-size datatype."""
+        return len(self.data) // self.shape[0]
+
+
 class InferenceRequest(Message, frozen=True, kw_only=True):
     """One accepted request, on its way to a worker or to the spillover function."""
 
@@ -169,6 +182,10 @@ class ProfilePointRecord(msgspec.Struct, frozen=True, kw_only=True):
     samples: int
 
 
+ModelFormat = Literal["torchscript", "torch_export", "onnx"]
+"""How an artefact is stored; none of them runs code of its own when it is loaded, as a pickle would."""
+
+
 class ModelRecord(Message, frozen=True, kw_only=True):
     """A registered model version: its tensors, artefact, objective and measured profiles."""
 
@@ -178,7 +195,7 @@ class ModelRecord(Message, frozen=True, kw_only=True):
     outputs: tuple[TensorSpec, ...]
     artefact_key: str
     artefact_sha256: str
-    format: Literal["torchscript"] = "torchscript"
+    format: ModelFormat = "torchscript"
     max_batch_size: int = 64
     queue_url: str = ""
     profiles: dict[str, tuple[ProfilePointRecord, ...]] = {}

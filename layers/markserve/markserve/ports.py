@@ -25,6 +25,7 @@ from markserve.messages import (
     ModelRecord,
     OutcomeCounts,
     PlanRecord,
+    Stack,
     StoredResult,
 )
 
@@ -340,3 +341,13 @@ class ModelRunner(Protocol):
 
     def run(self, batch: Sequence[InferenceRequest]) -> list[Answer | Exception]:
         """One entry per request, in order; a request's own failure is its entry, not an exception."""
+
+
+class StackRunner(ModelRunner, Protocol):
+    """A loaded model that also takes rows already stacked, so that a batch can come from another process."""
+
+    def compute(self, inputs: Sequence[Stack]) -> Sequence[Stack]:
+        """One forward pass. Raises `InvalidRequest` for inputs the model cannot take, `InferenceFailed` when it raised."""
+
+    def use_threads(self, threads: int) -> None:
+        """CPU threads of one forward pass from now on."""

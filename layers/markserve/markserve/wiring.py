@@ -231,9 +231,9 @@ def model_runner(record: ModelRecord, *, tier: Tier, threads: int = 1) -> ModelR
 
 def load_runner(record: ModelRecord, artefact: bytes, *, tier: Tier = Tier.WORKER, threads: int = 1) -> ModelRunner:
     """Load a model from bytes at hand, which need not be registered yet; needs torch."""
-    from markserve.adapters.torch_runner import TorchScriptRunner
+    from markserve import runners
 
-    return TorchScriptRunner.load(record, artefact, threads, tier=tier)
+    return runners.load_runner(record, artefact, tier=tier, threads=threads)
 
 
 @lru_cache

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +16,8 @@ import torch
 
 from markserve.core.types import Tier
 from markserve.errors import ConfigurationError, InferenceFailed, InvalidRequest
-from markserve.messages import Answer, InferenceRequest, ModelRecord, Tensor, TensorSpec
+from markserve.messages import Answer, InferenceRequest, ModelRecord, Stack
+from markserve.stacking import run_requests
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,6 @@ DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
 
 # What a model may raise on an input it does not like. A `raise` inside TorchScript comes out as torch.jit.Error, no RuntimeError.
 MODEL_ERRORS = (torch.jit.Error, RuntimeError, ArithmeticError, AssertionError, LookupError, NotImplementedError, TypeError, ValueError)
-
-_Signature = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class TorchScriptRunner:
@@ -85,110 +83,53 @@ class TorchScriptRunner:
         return cls(module.eval(), record, device=device, tier=tier)
 
     def run(self, batch: Sequence[InferenceRequest]) -> list[Answer | Exception]:
-        """Compute every request, those of equal input shapes in one forward pass."""
-        results: list[Answer | Exception | None] = [None] * len(batch)
-        groups: dict[_Signature, list[int]] = {}
-        for index, request in enumerate(batch):
-            try:
-                groups.setdefault(self._signature(request), []).append(index)
-            except InvalidRequest as error:
-                results[index] = error
-        for indices in groups.values():
-            for index, result in zip(indices, self._run_group([batch[i] for i in indices]), strict=True):
-                results[index] = result
-        return [result for result in results if result is not None]
+        return run_requests(self.compute, batch, self._record, tier=self._tier)
 
-    def _run_group(self, group: Sequence[InferenceRequest]) -> Sequence[Answer | Exception]:
+    def use_threads(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+
+    def compute(self, inputs: Sequence[Stack]) -> list[Stack]:
+        rows = inputs[0].shape[0]
         try:
-            return self._forward(group)
-        except InvalidRequest as error:
-            if len(group) == 1:
-                return [error]
+            tensors = [self._tensor(stack, spec.name) for stack, spec in zip(inputs, self._record.inputs, strict=True)]
+            with torch.inference_mode():
+                return self._named(self._module(*tensors), rows)
         except MODEL_ERRORS as error:
-            if len(group) == 1:
-                logger.warning("%s: the model raised", group[0].request_id, exc_info=error)
-                return [InferenceFailed(f"the model raised {_brief(error)}")]
-        # One input can spoil a whole pass, and only running each alone tells which.
-        return [result for request in group for result in self._run_group([request])]
+            logger.warning("%s: the model raised on %d rows", self._record.model, rows, exc_info=error)
+            raise InferenceFailed(f"the model raised {_brief(error)}") from error
 
-    def _forward(self, group: Sequence[InferenceRequest]) -> list[Answer | Exception]:
-        rows = [_input(request, self._record.inputs[0]).shape[0] for request in group]
-        inputs = [self._stack([_input(request, spec) for request in group], sum(rows)) for spec in self._record.inputs]
-        with torch.inference_mode():
-            outputs = self._named(self._module(*inputs), sum(rows))
-        answers: list[Answer | Exception] = []
-        offset = 0
-        for request, count in zip(group, rows, strict=True):
-            tensors = tuple(_to_message(name, outputs[name][offset : offset + count]) for name in _wanted(request, outputs))
-            answers.append(Answer(request_id=request.request_id, tier=self._tier, outputs=tensors, batch_size=sum(rows)))
-            offset += count
-        return answers
+    def _tensor(self, stack: Stack, name: str) -> torch.Tensor:
+        dtype = DTYPES.get(stack.datatype)
+        if dtype is None:
+            raise InvalidRequest(f"datatype {stack.datatype} cannot be given to a torch model", field=f"input '{name}'")
+        # No copy: the tensor lives in the buffer that the requests were joined into.
+        return torch.frombuffer(stack.data, dtype=dtype).reshape(stack.shape).to(self._device)
 
-    def _signature(self, request: InferenceRequest) -> _Signature:
-        """Check that every declared input is there with the bytes its shape needs; return what must be equal within a pass."""
-        tensors = [_input(request, spec) for spec in self._record.inputs]
-        for tensor in tensors:
-            dtype = DTYPES.get(tensor.datatype)
-            if dtype is None:
-                raise InvalidRequest(f"datatype {tensor.datatype} cannot be given to a TorchScript model", field=f"input '{tensor.name}'")
-            expected = math.prod(tensor.shape) * dtype.itemsize
-            if len(tensor.data) != expected or not tensor.shape or min(tensor.shape) < 1:
-                raise InvalidRequest(
-                    f"holds {len(tensor.data)} bytes, {tensor.datatype} of shape {list(tensor.shape)} needs {expected}",
-                    field=f"input '{tensor.name}'",
-                )
-            if tensor.shape[0] != tensors[0].shape[0]:
-                raise InvalidRequest(
-                    f"has {tensor.shape[0]} rows, input '{tensors[0].name}' has {tensors[0].shape[0]}", field=f"input '{tensor.name}'"
-                )
-        return tuple((tensor.datatype, tensor.shape[1:]) for tensor in tensors)
-
-    def _stack(self, parts: Sequence[Tensor], rows: int) -> torch.Tensor:
-        # The bytes go straight to their place in the batch: the one copy that concatenating needs anyway.
-        buffer = torch.empty(sum(len(part.data) for part in parts), dtype=torch.uint8)
-        target = memoryview(buffer.numpy())
-        offset = 0
-        for part in parts:
-            target[offset : offset + len(part.data)] = part.data
-            offset += len(part.data)
-        return buffer.view(DTYPES[parts[0].datatype]).reshape(rows, *parts[0].shape[1:]).to(self._device)
-
-    def _named(self, produced: object, rows: int) -> dict[str, torch.Tensor]:
+    def _named(self, produced: object, rows: int) -> list[Stack]:
         """Pair what the module returned with the declared outputs."""
-        names = [spec.name for spec in self._record.outputs]
+        names = [spec.name for spec in self._record.outputs] or _undeclared(produced)
         if isinstance(produced, Mapping):
-            by_name = {name: produced.get(name) for name in names}
+            values = [produced.get(name) for name in names]
         else:
             values = list(produced) if isinstance(produced, tuple | list) else [produced]
             if len(values) != len(names):
                 raise ValueError(f"{len(values)} outputs where {len(names)} are declared")
-            by_name = dict(zip(names, values, strict=True))
-        outputs: dict[str, torch.Tensor] = {}
-        for name, value in by_name.items():
-            if not isinstance(value, torch.Tensor) or value.dim() == 0 or value.shape[0] != rows or value.dtype not in DATATYPES:
-                found = f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
-                raise ValueError(f"output '{name}' is {found}; expected a tensor of {rows} rows, as the inputs have")
-            outputs[name] = value.cpu()
-        return outputs
+        return [_stack(name, value, rows) for name, value in zip(names, values, strict=True)]
 
 
-def _input(request: InferenceRequest, spec: TensorSpec) -> Tensor:
-    for tensor in request.inputs:
-        if tensor.name == spec.name:
-            return tensor
-    raise InvalidRequest("is missing", field=f"input '{spec.name}'")
+def _undeclared(produced: object) -> list[str]:
+    """Names for the outputs of a model that declares none, as when it is tried out to learn them."""
+    if isinstance(produced, Mapping):
+        return [str(name) for name in produced]
+    return [f"output_{index}" for index in range(len(produced))] if isinstance(produced, tuple | list) else ["output_0"]
 
 
-def _wanted(request: InferenceRequest, outputs: Mapping[str, torch.Tensor]) -> Sequence[str]:
-    for name in request.output_names:
-        if name not in outputs:
-            raise InvalidRequest(f"no such output; the model has {', '.join(outputs)}", field=f"output '{name}'")
-    return request.output_names or tuple(outputs)
-
-
-def _to_message(name: str, rows: torch.Tensor) -> Tensor:
-    data = rows.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    return Tensor(name=name, datatype=DATATYPES[rows.dtype], shape=tuple(rows.shape), data=data)
+def _stack(name: str, value: object, rows: int) -> Stack:
+    if not isinstance(value, torch.Tensor) or value.dim() == 0 or value.shape[0] != rows or value.dtype not in DATATYPES:
+        found = f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+        raise ValueError(f"output '{name}' is {found}; expected a tensor of {rows} rows, as the inputs have")
+    data = value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return Stack(DATATYPES[value.dtype], tuple(value.shape), data)
 
 
 def _brief(error: Exception) -> str:
