@@ -24,7 +24,11 @@ for name, command, example in (
     ("report", report.report, "markserve report    |    markserve report runs/day --out day.html"),
     ("infer", requests.infer, "markserve infer digits image.npy    |    echo '[[[[0, ...]]]]' | markserve infer digits -"),
     ("load", requests.load, "markserve load digits --rate 10 --seconds 30    |    markserve load digits --trace day.csv.gz --scale 0.1"),
-    ("serve", serve.serve, "markserve serve lstm.pt --input x:FP32:-1,32,16 --rt-max 0.2    |    markserve serve models/a models/b --port 9000"),
+    (
+        "serve",
+        serve.serve,
+        "markserve serve lstm.pt --input x:FP32:-1,32 --rt-max 0.2    |    markserve serve models/a models/b",
+    ),
     ("profile", models.profile, "markserve profile digits --instance-type c5.large"),
     (
         "characterize",

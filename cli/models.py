@@ -14,6 +14,7 @@ from cli.characterize import MeasuredProfile
 from cli.console import BAD_USAGE, Problem, emit_json, emit_table, explained, out
 from cli.system import Json
 from cli.target import connect_to_stack
+from markserve.artefacts import FORMATS
 from markserve.messages import ModelRecord, ProfilePointRecord, TensorSpec
 
 app = typer.Typer(help="Register and list models.", no_args_is_help=True)
@@ -25,7 +26,7 @@ DEFAULT_BATCH_SIZES = "1,2,4,8,16,32"
 @explained()
 def register(
     model: Annotated[str, typer.Argument(help="Name of the model.")],
-    artefact: Annotated[Path, typer.Argument(help="A TorchScript file.")],
+    artefact: Annotated[Path, typer.Argument(help="A TorchScript (.pt), torch.export (.pt2) or ONNX (.onnx) file.")],
     inputs: Annotated[list[str], typer.Option("--input", help="NAME:DATATYPE:SHAPE, -1 being the batch; repeat for more.")],
     outputs: Annotated[list[str], typer.Option("--output", help="NAME:DATATYPE:SHAPE; repeat for more.")],
     version: Annotated[str | None, typer.Option(help="Default: the next whole number.")] = None,
@@ -36,6 +37,8 @@ def register(
     """Store a model, prove that it runs, and make it live."""
     if not artefact.is_file():
         raise Problem(f"there is no file {artefact}", next_step="export one with torch.jit.save", code=BAD_USAGE)
+    if artefact.suffix not in FORMATS:
+        raise Problem(f"{artefact} ends with none of {', '.join(FORMATS)}", next_step="save it as one of these", code=BAD_USAGE)
     specs = [tensor_spec(text) for text in inputs], [tensor_spec(text) for text in outputs]
     connect_to_stack()
     from markserve import wiring
@@ -45,6 +48,7 @@ def register(
         ModelSpec(
             model=model,
             artefact=artefact.read_bytes(),
+            format=FORMATS[artefact.suffix],
             inputs=tuple(specs[0]),
             outputs=tuple(specs[1]),
             version=version,

@@ -23,7 +23,9 @@ _MEBIBYTE = 1024 * 1024
 def serve(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL...", help="A file (.pt TorchScript, .pt2 torch.export, .onnx), a folder with one, or a registered name."),
+        typer.Argument(
+            metavar="MODEL...", help="A file (.pt TorchScript, .pt2 torch.export, .onnx), a folder with one, or a registered name."
+        ),
     ],
     rt_max: Annotated[float, typer.Option(min=0.001, max=600.0, help="Latency objective in seconds; batching follows from it.")] = 0.2,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8000,

@@ -253,7 +253,9 @@ def _body(exchange: Exchange) -> bytes:
 
 def _timeout_s(text: str) -> float:
     if not (text.isascii() and text.isdecimal() and 0 < len(text) <= 9 and 0 < int(text) <= MAX_TIMEOUT_S * 1000):
-        raise InvalidRequest(f"{text[:32]!r} is not a whole number of milliseconds from 1 to {MAX_TIMEOUT_S * 1000:.0f}", field=TIMEOUT_HEADER)
+        raise InvalidRequest(
+            f"{text[:32]!r} is not a whole number of milliseconds from 1 to {MAX_TIMEOUT_S * 1000:.0f}", field=TIMEOUT_HEADER
+        )
     return int(text) / 1000
 
 

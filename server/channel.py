@@ -160,5 +160,3 @@ def _receive_exactly(channel: socket.socket, count: int) -> bytearray | None:
             return None
         view = view[received:]
     return buffer
-
-

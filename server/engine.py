@@ -105,6 +105,11 @@ class Engine:
         return self._is_up
 
     @property
+    def wants_restart(self) -> bool:
+        """A model that was refused would be refused again."""
+        return self.refusal is None
+
+    @property
     def pacing(self) -> Pacing[Held] | None:
         """Estimates and limits, once measured."""
         return self._pacing
@@ -140,7 +145,9 @@ class Engine:
         late_s = now_s + wait_s + self._pacing.reply_overhead_s - deadline_at_s
         if late_s > 0:
             self.counters.shed += 1
-            raise Overloaded(f"{self._held_rows} rows wait before this one, which would be {late_s:.3f} s late", retry_after_s=1.0, status=503)
+            raise Overloaded(
+                f"{self._held_rows} rows wait before this one, which would be {late_s:.3f} s late", retry_after_s=1.0, status=503
+            )
         if self._held_bytes >= MAX_HELD_BYTES:
             self.counters.shed += 1
             raise Overloaded(f"{self._held_bytes} bytes of tensors wait", retry_after_s=1.0, status=503)
@@ -241,8 +248,6 @@ class Engine:
             for held in group:
                 self._held_bytes -= held.size_bytes
                 held.reply(Overloaded("the model's process ended while computing", retry_after_s=1.0, status=503), 0)
-        if self.refusal is not None:
-            self.ready.set()
 
     def check(self, now_s: float) -> None:
         """Look, now and then, whether the model hangs, and let go of what waits in vain while it is down."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 
 from server.counters import BUCKETS_S
@@ -33,7 +33,7 @@ def exposition(engines: Mapping[str, Engine], *, connections: int, is_draining: 
     return "\n".join(lines) + "\n"
 
 
-_PER_MODEL = (
+_PER_MODEL: tuple[tuple[str, str, str, Callable[[Engine], float]], ...] = (
     ("markserve_within_objective_total", "counter", "Answers within their objective.", lambda e: e.counters.within_objective),
     ("markserve_batches_total", "counter", "Batches computed.", lambda e: e.counters.batches),
     ("markserve_batch_rows_total", "counter", "Rows computed.", lambda e: e.counters.rows),
@@ -43,7 +43,12 @@ _PER_MODEL = (
     ("markserve_held_requests", "gauge", "Requests that wait or are being computed.", lambda e: e.held),
     ("markserve_held_bytes", "gauge", "Tensor bytes that wait or are being computed.", lambda e: e.held_bytes),
     ("markserve_batch_limit_rows", "gauge", "Largest batch at present.", lambda e: e.pacing.limits.max_batch_size if e.pacing else 0),
-    ("markserve_service_rate_rps", "gauge", "Rows per second at that batch.", lambda e: e.pacing.limits.service_rate_rps if e.pacing else 0),
+    (
+        "markserve_service_rate_rps",
+        "gauge",
+        "Rows per second at that batch.",
+        lambda e: e.pacing.limits.service_rate_rps if e.pacing else 0,
+    ),
 )
 
 

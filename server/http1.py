@@ -103,6 +103,7 @@ class Connection(asyncio.Protocol):
         "_clock",
         "_exchange",
         "_header_bytes",
+        "_is_lingering",
         "_is_paused_for_client",
         "_is_reading",
         "_parser",
@@ -124,6 +125,7 @@ class Connection(asyncio.Protocol):
         self._header_bytes = 0
         self._is_reading = True
         self._is_paused_for_client = False
+        self._is_lingering = False
         self.is_closed = False
         self.waits_since_s = clock()
         """Since when the client owes something: a whole request, the next one, or the reading of a reply."""
@@ -136,7 +138,8 @@ class Connection(asyncio.Protocol):
         if not self._app.joined(self):
             exchange = Exchange(self, self._clock())
             self._pending.append(exchange)
-            self._end_with(exchange, 503, "too many connections; try again")
+            exchange.keep_alive = False
+            self._app.refuse(exchange, 503, "too many connections; try again")
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         """End; what is being computed for it goes nowhere."""
@@ -157,7 +160,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came."""
-        if self.is_closed or self._transport.is_closing():
+        if self._is_lingering or self.is_closed or self._transport.is_closing():
             return
         try:
             self._parser.feed_data(data)
@@ -234,8 +237,8 @@ class Connection(asyncio.Protocol):
                 continue
             self._transport.write(b"".join(response))
             if not exchange.keep_alive:
-                self._transport.close()
                 pending.clear()
+                self._close()
                 return
         self.waits_since_s = self._clock()
         if not self._is_reading:
@@ -244,8 +247,8 @@ class Connection(asyncio.Protocol):
     def expire(self, now_s: float) -> None:
         """End the connection if the client has kept it waiting for too long."""
         limits = self._app.limits
-        if self.is_closed or self._transport.is_closing():
-            if now_s - self.waits_since_s > limits.request_timeout_s and self._transport is not None:
+        if self.is_closed or self._is_lingering or self._transport.is_closing():
+            if now_s - self.waits_since_s > limits.request_timeout_s:
                 self._transport.abort()
         elif self._is_paused_for_client and now_s - self.waits_since_s > limits.request_timeout_s:
             self._transport.abort()
@@ -260,6 +263,14 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     # --- inside -----------------------------------------------------------------------------------------------
+
+    def _close(self) -> None:
+        self.waits_since_s = self._clock()
+        if self._is_lingering:
+            # The client may still be sending. Closing now would reset the connection, and the reply with it; what comes is thrown away.
+            self._transport.write_eof()
+        else:
+            self._transport.close()
 
     def _begin(self) -> Exchange:
         exchange = Exchange(self, self._clock())
@@ -287,6 +298,8 @@ class Connection(asyncio.Protocol):
     def _end_with(self, exchange: Exchange, status: int, message: str) -> None:
         exchange.keep_alive = False
         self._exchange = None
+        self._body.clear()
+        self._is_lingering = True
         self._app.refuse(exchange, status, message)
 
     def _pause_or_resume(self) -> None:

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import msgspec
 
+from markserve.artefacts import FORMATS
 from markserve.errors import InvalidRequest
-from markserve.messages import ModelFormat, ModelRecord, TensorSpec
+from markserve.messages import ModelRecord, TensorSpec
 from markserve.protocol.tensors import ELEMENT_BYTES
 
-FORMATS: dict[str, ModelFormat] = {".pt": "torchscript", ".pt2": "torch_export", ".onnx": "onnx"}
-"""File name endings and the formats they stand for."""
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -79,7 +78,9 @@ def _find(path: Path) -> tuple[Path, Manifest]:
         found = [path / manifest.file] if manifest.file else sorted(p for p in path.iterdir() if p.suffix in FORMATS)
         if len(found) != 1:
             names = ", ".join(p.name for p in found) or "none"
-            raise InvalidRequest(f"expected one artefact ({', '.join(FORMATS)}), found {names}; name it as `file` in manifest.json", field=str(path))
+            raise InvalidRequest(
+                f"expected one artefact ({', '.join(FORMATS)}), found {names}; name it as `file` in manifest.json", field=str(path)
+            )
         path = found[0]
     else:
         manifest = _read(path.with_suffix(".json"))
@@ -101,7 +102,9 @@ def _read(path: Path) -> Manifest:
 
 def _check(manifest: Manifest, artefact: Path) -> None:
     if not MODEL_NAME.fullmatch(manifest.name):
-        raise InvalidRequest("must be 1 to 100 letters, digits, '.', '-' or '_', beginning with a letter or digit", field=f"name {manifest.name!r}")
+        raise InvalidRequest(
+            "must be 1 to 100 letters, digits, '.', '-' or '_', beginning with a letter or digit", field=f"name {manifest.name!r}"
+        )
     if not manifest.inputs and artefact.suffix == ".pt":
         raise InvalidRequest(
             f"TorchScript does not tell what it takes; give --input NAME:DATATYPE:SHAPE, or write {artefact.with_suffix('.json').name}",

@@ -12,7 +12,7 @@ import msgspec
 
 from markserve.core.batch_limits import choose_batch_limits
 from markserve.core.profiles import LatencyEstimate
-from markserve.errors import InferenceFailed, InfeasibleSlo
+from markserve.errors import InfeasibleSlo, InferenceFailed
 from markserve.messages import ModelRecord, ProfilePointRecord
 from markserve.ports import StackRunner
 from markserve.profiling import batch_profile, profile_runner, sample_request
@@ -63,7 +63,9 @@ def measure(load: Load, record: ModelRecord, runner: StackRunner, say: Callable[
 def _steadied(points: tuple[ProfilePointRecord, ...]) -> tuple[ProfilePointRecord, ...]:
     """Replace each size's p98, which a few runs leave to chance, by its median times what p98 is to the median across sizes."""
     spread = median(point.p98_s / point.p50_s for point in points)
-    return tuple(msgspec.structs.replace(point, p98_s=spread * point.p50_s, p99_s=max(point.p99_s, spread * point.p50_s)) for point in points)
+    return tuple(
+        msgspec.structs.replace(point, p98_s=spread * point.p50_s, p99_s=max(point.p99_s, spread * point.p50_s)) for point in points
+    )
 
 
 def _trial(load: Load, record: ModelRecord, runner: StackRunner) -> tuple[list[int], float]:

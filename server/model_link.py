@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import subprocess
 import sys
@@ -19,11 +18,15 @@ RESTART_PAUSES_S = (0.5, 1.0, 2.0, 5.0, 15.0, 60.0)
 class Listener(Protocol):
     """Who hears from the model's process."""
 
+    @property
+    def wants_restart(self) -> bool:
+        """Whether a process that ended should be started again."""
+
     def heard(self, message: FromModel, data: memoryview) -> None:
         """Take a message."""
 
     def died(self, reason: str) -> None:
-        """The process has ended; what it was computing is lost."""
+        """Take it that the process has ended, and what it was computing is lost."""
 
 
 class _Channel(asyncio.Protocol):
@@ -74,7 +77,6 @@ class ModelLink:
                 [sys.executable, "-m", "server.model_process", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             )
         ours.setblocking(False)
         self._transport, _ = await self._loop.create_unix_connection(lambda: _Channel(self), sock=ours)
@@ -85,7 +87,7 @@ class ModelLink:
         self._write(pack(message, buffers))
 
     def proven(self) -> None:
-        """The process has served: its next death is a new one."""
+        """Note that the process has served, so that its next death is a new one."""
         self._deaths = 0
 
     def kill(self) -> None:
@@ -102,15 +104,19 @@ class ModelLink:
             self._transport.close()
         process, self._process = self._process, None
         if process is not None:
-            await self._loop.run_in_executor(None, _end, process)
+            await self._loop.run_in_executor(None, _end, process, 5.0)
 
     def ended(self, exc: Exception | None) -> None:
         """React to the end of the process."""
         process, self._process, self._transport = self._process, None, None
         if self._is_closing or process is None:
             return
-        process.kill()
-        code = process.wait()
+        self._burying = self._loop.create_task(self._bury(process, exc))
+
+    async def _bury(self, process: subprocess.Popen[bytes], exc: Exception | None) -> None:
+        code = await self._loop.run_in_executor(None, _end, process, 1.0)
+        if self._is_closing or not self.listener.wants_restart:
+            return
         reason = f"signal {-code}" if code < 0 else f"exit code {code}"
         pause_s = RESTART_PAUSES_S[min(self._deaths, len(RESTART_PAUSES_S) - 1)]
         self._deaths += 1
@@ -125,11 +131,9 @@ class ModelLink:
             self._transport.write(b"".join(parts))
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], patience_s: float) -> int:
     try:
-        process.wait(5.0)
+        return process.wait(patience_s)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait()
-
-
+        return process.wait()

@@ -22,7 +22,6 @@ from markserve.messages import InferenceRequest, ModelRecord, Stack, Tensor, Ten
 from markserve.profiling import sample_request
 from markserve.runners import load_runner
 from markserve.stacking import compute_group, run_requests
-
 from server import channel, measuring
 from server.channel import GroupFailure, GroupResult, Load, Progress, Ran, Ready, Refused, Run, StackHead
 
@@ -59,7 +58,8 @@ def _prepare(load: Load, say: Callable[[str], None]) -> tuple[Callable[[Sequence
         artefact = file.read()
     say(f"loading {load.path}")
     runner = load_runner(load.record, artefact)
-    record = load.record
+    record = runner.record
+    _check_inputs(record)
     if not record.outputs:
         record = msgspec.structs.replace(record, outputs=_learn_outputs(runner.compute, record))
         runner = load_runner(record, artefact)
@@ -68,6 +68,14 @@ def _prepare(load: Load, say: Callable[[str], None]) -> tuple[Callable[[Sequence
     return runner.compute, Ready(
         record=record, points=measured.points, threads=measured.threads, max_batch_size=measured.max_batch_size, reason=measured.reason
     )
+
+
+def _check_inputs(record: ModelRecord) -> None:
+    for spec in record.inputs:
+        if not spec.shape or spec.shape[0] != -1:
+            raise ConfigurationError(
+                f"{record.artefact_key}: input '{spec.name}' has shape {list(spec.shape)}; export it with a free first dimension, the batch"
+            )
 
 
 def _try_out(compute: Callable[[Sequence[Stack]], Sequence[Stack]], record: ModelRecord) -> None:

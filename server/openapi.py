@@ -77,7 +77,7 @@ _TENSOR: dict[str, Any] = {
     "properties": {
         "name": {"type": "string"},
         "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
-        "datatype": {"enum": list(ELEMENT_BYTES) + ["BYTES"]},
+        "datatype": {"enum": [*ELEMENT_BYTES, "BYTES"]},
         "parameters": {"type": "object"},
         "data": {"type": "array"},
     },

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from dataclasses import dataclass, field
 import uvloop
 
 from markserve.errors import ConfigurationError
+from markserve.telemetry import logger
 from server.app import App, sweep_forever
 from server.channel import Load
 from server.engine import Engine
@@ -41,7 +44,9 @@ class ServerSettings:
     limits: Limits = field(default_factory=Limits)
 
 
-def serve(models: Sequence[ServedModel], settings: ServerSettings, *, say: Callable[[str], None], on_ready: Callable[[str, App], None]) -> int:
+def serve(
+    models: Sequence[ServedModel], settings: ServerSettings, *, say: Callable[[str], None], on_ready: Callable[[str, App], None]
+) -> int:
     """Serve until SIGTERM or SIGINT; return the exit code.
 
     Raises
@@ -49,6 +54,9 @@ def serve(models: Sequence[ServedModel], settings: ServerSettings, *, say: Calla
     ConfigurationError
         If the address cannot be bound, or no model can be served.
     """
+    for handler in logger.handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)  # standard output is for what was asked for
     return uvloop.run(_serve(models, settings, say, on_ready))
 
 
@@ -131,5 +139,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        raise ConfigurationError(f"cannot listen on {host}:{port}: {os.strerror(error.errno) if error.errno and error.errno > 0 else error}") from error
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port}: {os.strerror(error.errno) if error.errno and error.errno > 0 else error}"
+        ) from error
     return listener

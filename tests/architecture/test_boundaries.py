@@ -13,10 +13,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = REPOSITORY / "layers/markserve/markserve"
 FUNCTIONS = REPOSITORY / "functions"
 WORKER = REPOSITORY / "worker"
+SERVER = REPOSITORY / "server"
 
 # Time, randomness, the environment and logging come into core as arguments, or not at all.
 IMPURE = {"os", "sys", "time", "datetime", "random", "secrets", "logging", "asyncio", "threading", "subprocess", "socket", "pathlib", "io"}
-TORCH_MODULES = {*(PACKAGE / "adapters").glob("lstm*.py"), PACKAGE / "adapters/torch_runner.py", FUNCTIONS / "forecast/train.py"}
+TORCH_MODULES = {*(PACKAGE / "adapters").glob("lstm*.py"), *(PACKAGE / "adapters").glob("torch_*.py"), FUNCTIONS / "forecast/train.py"}
 
 
 def modules(*folders: Path) -> list[Path]:
@@ -90,7 +91,7 @@ def test_adapter_imports_no_other_adapter_and_no_settings_or_wiring(path: Path) 
 
 def test_environment_is_read_by_settings_and_handed_over_by_wiring_alone() -> None:
     readers = set()
-    for path in modules(PACKAGE, FUNCTIONS, WORKER):
+    for path in modules(PACKAGE, FUNCTIONS, WORKER, SERVER):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.environ", "os.getenv"):
                 readers.add(str(path.relative_to(PACKAGE if PACKAGE in path.parents else REPOSITORY)))
@@ -99,7 +100,7 @@ def test_environment_is_read_by_settings_and_handed_over_by_wiring_alone() -> No
 
 
 def test_boto3_is_imported_by_wiring_alone() -> None:
-    importers = {path for path in modules(PACKAGE, FUNCTIONS, WORKER) for name in imports(path) if name.split(".")[0] == "boto3"}
+    importers = {path for path in modules(PACKAGE, FUNCTIONS, WORKER, SERVER) for name in imports(path) if name.split(".")[0] == "boto3"}
 
     assert importers == {PACKAGE / "wiring.py"}
 
@@ -123,10 +124,14 @@ def test_worker_imports_the_shared_package_and_itself_alone() -> None:
     assert offenders(modules(WORKER), "markserve", "worker", "aws_lambda_powertools") == []
 
 
+def test_server_imports_the_shared_package_the_worker_s_pacing_and_its_http_library() -> None:
+    assert offenders(modules(SERVER), "markserve", "server", "worker.pacing", "httptools", "uvloop", "msgspec") == []
+
+
 def test_torch_is_imported_by_the_lstm_and_the_model_runner_alone() -> None:
     importers = {
         path
-        for path in modules(PACKAGE, FUNCTIONS, WORKER)
+        for path in modules(PACKAGE, FUNCTIONS, WORKER, SERVER)
         for name in imports(path, type_checking=False)
         if name.split(".")[0] in ("torch", "safetensors")
     }
@@ -137,7 +142,7 @@ def test_torch_is_imported_by_the_lstm_and_the_model_runner_alone() -> None:
 def test_what_ships_imports_neither_the_local_system_nor_the_command_line_nor_tests() -> None:
     inward = {
         f"{path.relative_to(REPOSITORY)} imports {name}"
-        for path in modules(PACKAGE, FUNCTIONS, WORKER)
+        for path in modules(PACKAGE, FUNCTIONS, WORKER, SERVER)
         for name in imports(path)
         if name.split(".")[0] in ("local", "cli", "simulator", "tests")
     }
@@ -162,7 +167,7 @@ def test_simulator_is_imported_by_the_command_line_alone_and_imports_no_adapter(
 def test_numpy_is_imported_only_where_it_is_installed() -> None:
     importers = {
         path.relative_to(PACKAGE).parts[0]
-        for path in modules(PACKAGE, FUNCTIONS, WORKER)
+        for path in modules(PACKAGE, FUNCTIONS, WORKER, SERVER)
         if PACKAGE in path.parents and any(name.split(".")[0] == "numpy" for name in imports(path, type_checking=False))
     }
     users = {
@@ -175,7 +180,10 @@ def test_numpy_is_imported_only_where_it_is_installed() -> None:
     # The control cycle's module is imported by the forecast image's function alone.
     assert users == {Path("layers/markserve/markserve/forecast_cycle.py")}
     cycle_users = {
-        path for path in modules(PACKAGE, FUNCTIONS, WORKER) for name in imports(path) if name.startswith("markserve.forecast_cycle")
+        path
+        for path in modules(PACKAGE, FUNCTIONS, WORKER, SERVER)
+        for name in imports(path)
+        if name.startswith("markserve.forecast_cycle")
     }
     assert cycle_users == {FUNCTIONS / "forecast/app.py"}
 

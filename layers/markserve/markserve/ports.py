@@ -346,6 +346,10 @@ class ModelRunner(Protocol):
 class StackRunner(ModelRunner, Protocol):
     """A loaded model that also takes rows already stacked, so that a batch can come from another process."""
 
+    @property
+    def record(self) -> ModelRecord:
+        """What is loaded; inputs and outputs that were not declared are the artefact's own, where it states them."""
+
     def compute(self, inputs: Sequence[Stack]) -> Sequence[Stack]:
         """One forward pass. Raises `InvalidRequest` for inputs the model cannot take, `InferenceFailed` when it raised."""
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import msgspec
 
+from markserve.artefacts import SUFFIXES
 from markserve.core.tunables import parse_tunable
 from markserve.errors import InvalidRequest, UnknownModel
-from markserve.messages import ModelRecord, TensorSpec
+from markserve.messages import ModelFormat, ModelRecord, TensorSpec
 from markserve.ports import BlobStore, ModelRunner, ModelStore, ParameterWriter, WorkQueueAdmin
 from markserve.profiling import sample_request
 from markserve.protocol.tensors import ELEMENT_BYTES
@@ -35,6 +36,7 @@ class ModelSpec:
     artefact: bytes
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    format: ModelFormat = "torchscript"
     version: str | None = None
     """Default: the next whole number."""
     max_batch_size: int = 64
@@ -77,8 +79,9 @@ def register_model(
         version=version,
         inputs=spec.inputs,
         outputs=spec.outputs,
-        artefact_key=f"models/{spec.model}/{version}/{digest}.pt",
+        artefact_key=f"models/{spec.model}/{version}/{digest}{SUFFIXES[spec.format]}",
         artefact_sha256=digest,
+        format=spec.format,
         max_batch_size=spec.max_batch_size,
         profiles=previous.profiles if previous else {},
         created_at_s=now_s,

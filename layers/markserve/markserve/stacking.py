@@ -13,7 +13,6 @@ from markserve.errors import InferenceFailed, InvalidRequest
 from markserve.messages import Answer, InferenceRequest, ModelRecord, Stack, Tensor, TensorSpec
 from markserve.protocol.tensors import ELEMENT_BYTES
 
-
 Compute = Callable[[Sequence[Stack]], Sequence[Stack]]
 """Stacked inputs in the model's order to stacked outputs in the declared order.
 

@@ -1,4 +1,4 @@
-"""Model runner with torch: TorchScript artefacts, several requests per forward pass.
+"""Model runner with torch: several requests per forward pass. Here TorchScript artefacts; `torch_export` loads the other kind.
 
 The artefact's digest is checked before torch sees a byte of it, and TorchScript's own reader loads it: no pickle.
 Which requests share a batch is decided elsewhere; here a batch is computed, and one bad request fails alone.
@@ -6,14 +6,14 @@ Which requests share a batch is decided elsewhere; here a batch is computed, and
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from markserve.artefacts import check_digest
 from markserve.core.types import Tier
 from markserve.errors import ConfigurationError, InferenceFailed, InvalidRequest
 from markserve.messages import Answer, InferenceRequest, ModelRecord, Stack
@@ -44,17 +44,59 @@ DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
 MODEL_ERRORS = (torch.jit.Error, RuntimeError, ArithmeticError, AssertionError, LookupError, NotImplementedError, TypeError, ValueError)
 
 
-class TorchScriptRunner:
-    """`ModelRunner` over a loaded TorchScript module.
+class TorchRunner:
+    """`StackRunner` over a callable of tensors.
 
     Not thread-safe: one thread runs it. Answers carry outputs only; who called knows when, where and for whom.
     """
 
-    def __init__(self, module: torch.jit.ScriptModule, record: ModelRecord, *, device: str, tier: Tier) -> None:
+    def __init__(self, module: Callable[..., object], record: ModelRecord, *, device: str, tier: Tier) -> None:
         self._module = module
-        self._record = record
         self._device = device
         self._tier = tier
+        self.record = record
+
+    def run(self, batch: Sequence[InferenceRequest]) -> list[Answer | Exception]:
+        return run_requests(self.compute, batch, self.record, tier=self._tier)
+
+    def use_threads(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+
+    def compute(self, inputs: Sequence[Stack]) -> list[Stack]:
+        rows = inputs[0].shape[0]
+        try:
+            tensors = [self._tensor(stack, spec.name) for stack, spec in zip(inputs, self.record.inputs, strict=True)]
+            with torch.inference_mode():
+                return self._named(self._module(*tensors), rows)
+        except MODEL_ERRORS as error:
+            logger.warning("%s: the model raised on %d rows", self.record.model, rows, exc_info=error)
+            raise InferenceFailed(f"the model raised {error_text(error)}") from error
+
+    def _tensor(self, stack: Stack, name: str) -> torch.Tensor:
+        dtype = DTYPES.get(stack.datatype)
+        if dtype is None:
+            raise InvalidRequest(f"datatype {stack.datatype} cannot be given to a torch model", field=f"input '{name}'")
+        # No copy: the tensor lives in the buffer that the requests were joined into.
+        tensor = torch.frombuffer(stack.data, dtype=dtype).reshape(stack.shape)
+        if self._device == "cpu":
+            return tensor
+        # From page-locked memory the copy runs while the host goes on; the stream keeps it before the pass that needs it.
+        return tensor.pin_memory().to(self._device, non_blocking=True)
+
+    def _named(self, produced: object, rows: int) -> list[Stack]:
+        """Pair what the module returned with the declared outputs."""
+        names = [spec.name for spec in self.record.outputs] or _undeclared(produced)
+        if isinstance(produced, Mapping):
+            values = [produced.get(name) for name in names]
+        else:
+            values = list(produced) if isinstance(produced, tuple | list) else [produced]
+            if len(values) != len(names):
+                raise ValueError(f"{len(values)} outputs where {len(names)} are declared")
+        return [_stack(name, value, rows) for name, value in zip(names, values, strict=True)]
+
+
+class TorchScriptRunner(TorchRunner):
+    """`StackRunner` over a loaded TorchScript module."""
 
     @classmethod
     def load(
@@ -67,54 +109,22 @@ class TorchScriptRunner:
         ConfigurationError
             If the bytes are not the ones that were registered, or not TorchScript.
         """
-        digest = hashlib.sha256(artefact).hexdigest()
-        if digest != record.artefact_sha256:
-            registered = f"{record.model} version {record.version} was registered with {record.artefact_sha256}"
-            raise ConfigurationError(f"{record.artefact_key}: sha256 is {digest}, {registered}")
+        check_digest(record, artefact)
         torch.set_num_threads(threads)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = device or default_device()
         try:
             with warnings.catch_warnings():
                 # Deprecated in favour of torch.export, whose archives hold pickles; TorchScript is the safe format that runs anywhere.
                 warnings.filterwarnings("ignore", category=DeprecationWarning)
                 module = torch.jit.load(io.BytesIO(artefact), map_location=device)
         except (RuntimeError, ValueError) as error:
-            raise ConfigurationError(f"{record.artefact_key} is not a TorchScript archive: {_brief(error)}") from error
+            raise ConfigurationError(f"{record.artefact_key} is not a TorchScript archive: {error_text(error)}") from error
         return cls(module.eval(), record, device=device, tier=tier)
 
-    def run(self, batch: Sequence[InferenceRequest]) -> list[Answer | Exception]:
-        return run_requests(self.compute, batch, self._record, tier=self._tier)
 
-    def use_threads(self, threads: int) -> None:
-        torch.set_num_threads(threads)
-
-    def compute(self, inputs: Sequence[Stack]) -> list[Stack]:
-        rows = inputs[0].shape[0]
-        try:
-            tensors = [self._tensor(stack, spec.name) for stack, spec in zip(inputs, self._record.inputs, strict=True)]
-            with torch.inference_mode():
-                return self._named(self._module(*tensors), rows)
-        except MODEL_ERRORS as error:
-            logger.warning("%s: the model raised on %d rows", self._record.model, rows, exc_info=error)
-            raise InferenceFailed(f"the model raised {_brief(error)}") from error
-
-    def _tensor(self, stack: Stack, name: str) -> torch.Tensor:
-        dtype = DTYPES.get(stack.datatype)
-        if dtype is None:
-            raise InvalidRequest(f"datatype {stack.datatype} cannot be given to a torch model", field=f"input '{name}'")
-        # No copy: the tensor lives in the buffer that the requests were joined into.
-        return torch.frombuffer(stack.data, dtype=dtype).reshape(stack.shape).to(self._device)
-
-    def _named(self, produced: object, rows: int) -> list[Stack]:
-        """Pair what the module returned with the declared outputs."""
-        names = [spec.name for spec in self._record.outputs] or _undeclared(produced)
-        if isinstance(produced, Mapping):
-            values = [produced.get(name) for name in names]
-        else:
-            values = list(produced) if isinstance(produced, tuple | list) else [produced]
-            if len(values) != len(names):
-                raise ValueError(f"{len(values)} outputs where {len(names)} are declared")
-        return [_stack(name, value, rows) for name, value in zip(names, values, strict=True)]
+def default_device() -> str:
+    """Choose the GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _undeclared(produced: object) -> list[str]:
@@ -132,7 +142,8 @@ def _stack(name: str, value: object, rows: int) -> Stack:
     return Stack(DATATYPES[value.dtype], tuple(value.shape), data)
 
 
-def _brief(error: Exception) -> str:
+def error_text(error: Exception) -> str:
+    """Say in a line what torch took a page for."""
     # TorchScript errors hold the model's source and a stack; their last line says what was wrong.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = lines[-1] if lines else ""
