@@ -7,6 +7,7 @@ commonly start from; `python -m benchmarks.serving --tune` measures every entry 
 from __future__ import annotations
 
 import itertools
+import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,6 +58,7 @@ class Contestant:
     """Of its venv, beside torch; none: the project's own environment."""
     hint_rps: float
     """Where the first search begins."""
+    environment: dict[str, str] = field(default_factory=dict)
     mode_environment: dict[str, dict[str, str]] = field(default_factory=dict)
     """Variables that a mode sets beside BENCH_MODE."""
 
@@ -107,6 +109,8 @@ RIVALS: tuple[Contestant, ...] = (
         grid=grid((64, 32), (0.010, 0.0, 0.030)),
         requirements=("nvidia-pytriton==0.7.0",),
         hint_rps=500,
+        # Triton's stub embeds libpython, and must find the one of the interpreter whose standard library it will use.
+        environment={"LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR"))},
     ),
     Contestant(
         name="mlserver",

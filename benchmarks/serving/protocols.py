@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -25,7 +25,10 @@ class Protocol:
 
     def questions(self, workload: Workload, port: int) -> list[Question]:
         """Encode every input once, with the output that it must produce."""
-        pairs = zip(workload.inputs, workload.expected, strict=True)
+        return self.encoded(zip(workload.inputs, workload.expected, strict=True), port)
+
+    def encoded(self, pairs: Iterable[tuple[tuple[int, ...], tuple[float, ...]]], port: int) -> list[Question]:
+        """Encode pairs of an input and its output."""
         return [Question(_post(self.path, self.encode(tokens), port), expected) for tokens, expected in pairs]
 
 

@@ -98,6 +98,7 @@ class Server:
             "BENTOML_DO_NOT_TRACK": "True",
             "RAY_USAGE_STATS_ENABLED": "0",
             **self.knobs.environment,
+            **self.contestant.environment,
             **self.contestant.mode_environment.get(self.knobs.mode, {}),
         }
 

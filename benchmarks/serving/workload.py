@@ -64,6 +64,8 @@ def build(folder: Path) -> Workload:
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         script = torch.jit.script(classifier)
         script.save(str(model))
+    manifest = {"inputs": [{"name": "tokens", "datatype": "INT64", "shape": [-1, TOKENS]}]}
+    model.with_suffix(".json").write_text(json.dumps(manifest), encoding="utf-8")
     tokens = torch.randint(0, VOCABULARY, (INPUTS, TOKENS))
     with torch.inference_mode():
         outputs = torch.cat([script(row.unsqueeze(0)) for row in tokens])
