@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks.serving import page
@@ -40,8 +43,11 @@ def main(argv: list[str]) -> int:
         return 2
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
-        sys.stderr.write("error: this needs two cores, one for the server and one for the load\nnext:  run it without taskset, or on a larger machine\n")
+        sys.stderr.write(
+            "error: this needs two cores, one for the server and one for the load\nnext:  run it without taskset, or on a larger machine\n"
+        )
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server under test ends with us
     plan = TUNING if args.tune else QUICK if args.quick else FULL
     campaign = _campaign(plan, cores[0], cores[1], is_fresh=args.fresh)
     if not args.page_only:
@@ -58,11 +64,17 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m benchmarks.serving --quick --only mosec,markserve",
     )  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="short runs: a few minutes, to see that it works; wide of the mark by 10 %% and more")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="short runs, about a minute per server, to see that it works; wide of the mark by 10 %% and more",
+    )
     parser.add_argument("--only", default="", metavar="NAMES", help=f"of {','.join(CONTESTANTS)}")
     parser.add_argument("--tune", action="store_true", help="search every peer's knobs (10 to 20 minutes) and keep the best in tuned.json")
     parser.add_argument("--fresh", action="store_true", help="measure again what the results file has")
-    parser.add_argument("--page", type=Path, help="where to write the page; default docs/serving-benchmark.md, with --quick beside the results")
+    parser.add_argument(
+        "--page", type=Path, help="where to write the page; default docs/serving-benchmark.md, with --quick beside the results"
+    )
     parser.add_argument("--page-only", action="store_true", help="write the page from the results as they are")
     return parser
 
@@ -75,21 +87,19 @@ def _campaign(plan: Plan, server_core: int, generator_core: int, *, is_fresh: bo
 
 def _run(campaign: Campaign, wanted: list[Contestant], *, core: int, is_tuning: bool) -> None:
     for contestant in wanted:  # before anything is timed
-        try:
-            ensure(contestant, say)
-        except CannotInstall as error:
-            say(f"{error}")
+        _try(partial(ensure, contestant, say))
     rivals = [contestant for contestant in wanted if contestant is not MARKSERVE]
-    if campaign.plan is not QUICK:
-        for contestant in rivals:
-            if campaign.knobs(contestant)[1] is None:
-                _tune(campaign, contestant)
-    if is_tuning:
-        return
-    campaign.results["generator"] = check_generator(core, say)
-    campaign.save()
+    for contestant in rivals:
+        if campaign.plan is not QUICK and campaign.knobs(contestant)[1] is None:
+            _try(partial(campaign.tune, contestant))
+    if not is_tuning:
+        campaign.results["generator"] = check_generator(core, say)
+        campaign.save()
+        _measure(campaign, rivals, with_markserve=len(rivals) < len(wanted))
+
+
+def _measure(campaign: Campaign, rivals: list[Contestant], *, with_markserve: bool) -> None:
     finished = campaign.results["contestants"]
-    with_markserve = len(rivals) < len(wanted)
     if with_markserve and MARKSERVE.name not in finished:
         campaign.measure(MARKSERVE)
     for contestant in rivals:
@@ -99,9 +109,10 @@ def _run(campaign: Campaign, wanted: list[Contestant], *, core: int, is_tuning: 
                 campaign.recheck(contestant.name)
 
 
-def _tune(campaign: Campaign, contestant: Contestant) -> None:
+def _try(step: Callable[[], object]) -> None:
+    """One peer that cannot be installed must not end the others' measuring; `measure` records why."""
     try:
-        campaign.tune(contestant)
+        step()
     except CannotInstall as error:
         say(f"{error}")
 

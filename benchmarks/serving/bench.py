@@ -20,7 +20,8 @@ from benchmarks.serving.summary import RT_MAX_S, RunSummary, summarise
 from benchmarks.serving.workload import TOLERANCE, Workload
 
 WARM_UP_S = 1.0
-SETTLED_S = 0.1
+SETTLED_FACTOR = 5.0
+"""A server is itself again when it answers within so many times what its first answer took."""
 SETTLE_TIMEOUT_S = 15.0
 
 
@@ -56,6 +57,7 @@ class Bench:
     core: int
     folder: Path
     say: Callable[[str], None]
+    may_repeat: bool = True
     restarts: int = 0
     ready_s: float = 0.0
     samples: list[Sample] = field(default_factory=list)
@@ -87,9 +89,9 @@ class Bench:
             self._server = None
 
     def load(self, rate_rps: float, duration_s: float, seed: int, *, is_bursty: bool = False) -> Result:
-        """Send one schedule; once more where the generator itself was late."""
+        """Send one schedule; where the generator itself was late, once more if `may_repeat`."""
         result = self._load_once(rate_rps, duration_s, seed, is_bursty=is_bursty)
-        if result.summary.is_generator_saturated:
+        if result.summary.is_generator_saturated and self.may_repeat:
             self.say(f"  the generator was late (p99 {result.summary.lag_p99_s * 1000:.1f} ms): once more")
             result = self._load_once(rate_rps, duration_s, seed, is_bursty=is_bursty)
         kind = "bursty " if is_bursty else ""
@@ -102,7 +104,12 @@ class Bench:
         schedule = (arrivals.mmpp if is_bursty else arrivals.poisson)(rate_rps, total_s, seed)
         connections = min(MOST_CONNECTIONS, math.ceil(rate_rps * RT_MAX_S * 1.5) + 16)
         generator = Generator(
-            server.address, server.questions, self.contestant.protocol.decode, tolerance=TOLERANCE, connections=connections, tick=server.sample
+            server.address,
+            server.questions,
+            self.contestant.protocol.decode,
+            tolerance=TOLERANCE,
+            connections=connections,
+            tick=server.sample,
         )
         before, first = _model_counts(server), len(server.samples)
         server.sample()
@@ -127,7 +134,7 @@ class Bench:
         deadline = time.monotonic() + SETTLE_TIMEOUT_S
         while time.monotonic() < deadline and self._server is not None:
             begin = time.monotonic()
-            if self._server.answers_rightly() and time.monotonic() - begin < SETTLED_S + 0.2:
+            if self._server.answers_rightly() and time.monotonic() - begin < SETTLED_FACTOR * self._server.first_answer_s:
                 return self._server
         self.say(f"  {self.contestant.name} has not recovered after {SETTLE_TIMEOUT_S:g} s: started again")
         self.restarts += 1
@@ -161,7 +168,7 @@ def _model_counts(server: Server) -> tuple[float, float, float] | None:
     if server.contestant.requirements:
         return None
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5) as reply:  # noqa: S310 - our own server
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5) as reply:
             text: str = reply.read().decode()
     except OSError:
         return None
@@ -172,8 +179,17 @@ def _model_counts(server: Server) -> tuple[float, float, float] | None:
 
 def ceiling(model: Path, core: int, repeats: int) -> dict[str, object]:
     """Measure the model alone in a fresh process on the server's core."""
-    command = ["taskset", "-c", str(core), sys.executable, "-m", "benchmarks.serving.workload", "ceiling", str(model), "--repeats", str(repeats)]
-    found: dict[str, object] = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)  # noqa: S603 - our own command
+    command = [
+        "taskset",
+        "-c",
+        str(core),
+        sys.executable,
+        "-m",
+        "benchmarks.serving.workload",
+        "ceiling",
+        str(model),
+        "--repeats",
+        str(repeats),
+    ]
+    found: dict[str, object] = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)  # noqa: S603  # our own command
     return found
-
-

@@ -47,8 +47,8 @@ FULL = Plan(
     recheck_runs=4, ceiling_repeats=9,
 )  # fmt: skip
 QUICK = Plan(
-    name="quick", search_s=2, search_precision=1.08, confirm_s=3, level_s=2, low_s=3, overload_s=3, bursty_s=6, bursty_runs=2,
-    recheck_runs=2, ceiling_repeats=5,
+    name="quick", search_s=2, search_precision=1.1, confirm_s=3, level_s=2, low_s=3, overload_s=3, bursty_s=5, bursty_runs=1,
+    recheck_runs=0, ceiling_repeats=3,
 )  # fmt: skip
 TUNING = replace(QUICK, name="tuning")
 
@@ -67,7 +67,9 @@ class Campaign:
         self._tuned_path = tuned_path
         self.path = folder / f"results-{plan.name}.json"
         kept = not is_fresh and self.path.exists()
-        self.results: Json = json.loads(self.path.read_text(encoding="utf-8")) if kept else {"plan": asdict(plan), "contestants": {}, "rechecks": []}
+        self.results: Json = (
+            json.loads(self.path.read_text(encoding="utf-8")) if kept else {"plan": asdict(plan), "contestants": {}, "rechecks": []}
+        )
 
     def save(self) -> None:
         """Write the results whole or not at all."""
@@ -128,7 +130,7 @@ class Campaign:
     def recheck(self, neighbour: str) -> None:
         """Find markserve's maximum again, shortly, beside a peer's."""
         first = self.results["contestants"].get(MARKSERVE.name, {})
-        if first.get("max_rps"):
+        if first.get("max_rps") and self.plan.recheck_runs:
             self._say("markserve again")
             with self._bench(MARKSERVE, Knobs()) as bench:
                 rps = self._search(bench, first["max_rps"], runs=self.plan.recheck_runs, precision=self.plan.search_precision)
@@ -144,6 +146,7 @@ class Campaign:
             core=self._core,
             folder=self._folder,
             say=self._say,
+            may_repeat=self.plan is FULL,
         )
 
     def _ceiling(self) -> Json:

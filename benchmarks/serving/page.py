@@ -15,13 +15,14 @@ NOISY_SHARE = 0.05
 
 METHOD = """\
 One model, one core for the server with all its processes, another core for the load. The model is an LSTM text classifier in TorchScript
-(48 tokens, 512 units) on one torch thread; its ceiling is the highest b / T(b), measured around each server on the server's core.
-Load is open-loop: send times are drawn beforehand, latency counts from the scheduled time, connections are kept alive, and each reply is
-compared with the output computed beforehand (within 0.001 per score). The maximum is the highest Poisson rate with 98 % of all requests answered
-rightly within 200 ms: searched by bisection, confirmed by a longer run. "Bursty" is a two-state MMPP whose bursts send at five times the quiet
-rate, given by its mean rate. The ratio divides markserve's maximum by the peer's, with markserve's measured just before and just after that
-peer, because the machine drifts. Every peer's batch size and wait were searched over the grid in `benchmarks/serving/contestants.py`;
-where the table says "default", they were not. markserve has nothing to set. Repeat it: `make bench-serving`.
+(48 tokens, 512 units) on one torch thread; its ceiling is the highest b / T(b), measured around each server on the server's core. Load is
+open-loop: send times are drawn beforehand, latency counts from the scheduled time, connections are kept alive, and each reply is compared
+with the output computed beforehand (within 0.001 per score). The maximum is the highest Poisson rate with 98 % of all requests answered
+rightly within 200 ms: searched by bisection, confirmed by a longer run. "Bursty" is a two-state MMPP whose bursts send at five times the
+quiet rate, given by its mean rate. The ratio divides markserve's maximum by the peer's, with markserve's measured just before and just
+after that peer, because the machine drifts. Every peer's batch size and wait were searched over the grid in
+`benchmarks/serving/contestants.py`; where the table says "default", they were not. markserve has nothing to set. Repeat it: `make
+bench-serving`.
 """
 
 LIMITS = """\
@@ -58,13 +59,13 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def _caveats(results: Entry) -> list[str]:
     lines: list[str] = []
     if results["plan"]["name"] == "quick":
-        lines.append("**Quick run**: runs of a few seconds, knobs possibly untuned. Do not quote it.")
+        lines.append("**Quick run**: runs of a few seconds, and markserve measured once, before the peers. Do not quote it.")
     generator = results.get("generator")
     if generator:
         state = "was saturated: the figures say more about it than about the servers" if generator["is_saturated"] else "had room"
         lines.append(
-            f"The generator {state}: at {generator['rate_rps']:g}/s against a server that only replies it lagged {generator['lag_p99_s'] * 1000:.2f} ms "
-            f"(p99) and worked {generator['busy_share']:.0%} of the time."
+            f"The generator {state}: at {generator['rate_rps']:g}/s against a server that only replies it lagged "
+            f"{generator['lag_p99_s'] * 1000:.2f} ms (p99) and worked {generator['busy_share']:.0%} of the time."
         )
     runs = [run for one in results["contestants"].values() for run in _runs(one)]
     noisy = [run for run in runs if run["foreign_share"] > NOISY_SHARE]
@@ -72,8 +73,8 @@ def _caveats(results: Entry) -> list[str]:
     if runs and (noisy or late):
         worst = max(run["foreign_share"] for run in runs)
         lines.append(
-            f"**The machine was not quiet**: in {len(noisy)} of {len(runs)} runs other programs used more than {NOISY_SHARE:.0%} of the server's "
-            f"core (up to {worst:.0%}); in {len(late)} the generator was late."
+            f"**The machine was not quiet**: in {len(noisy)} of {len(runs)} runs other programs used more than {NOISY_SHARE:.0%} of "
+            f"the server's core (up to {worst:.0%}); in {len(late)} the generator was late."
         )
     return [part for line in lines for part in (line, "")]
 
@@ -103,7 +104,15 @@ def _maxima(results: Entry, measured: Mapping[str, Entry]) -> list[str]:
         ]
 
     best_first = sorted(measured.items(), key=lambda item: -item[1]["max_rps"])
-    heads = ["server", "knobs", "maximum, 1/s", "of the ceiling", "markserve over it", "p50 over the model at 10/s, ms", "bursty maximum, 1/s"]
+    heads = [
+        "server",
+        "knobs",
+        "maximum, 1/s",
+        "of the ceiling",
+        "markserve over it",
+        "p50 over the model at 10/s, ms",
+        "bursty maximum, 1/s",
+    ]
     failed = [f"- {one['title']}: {one['failed']}" for one in results["contestants"].values() if one.get("failed")]
     return [*_table(heads, [row(name, one) for name, one in best_first]), *(["", "Not measured:", "", *failed] if failed else [])]
 
@@ -115,7 +124,8 @@ def _levels(measured: Mapping[str, Entry]) -> list[str]:
     rows = []
     for one in measured.values():
         over = one["overload"]
-        fate = f"{over['within']} in time, {over['late']} late, {over['rejected']} refused, {over['unanswered'] + over['lost'] + over['errors']} failed"
+        failed = over["unanswered"] + over["lost"] + over["errors"]
+        fate = f"{over['within']} in time, {over['late']} late, {over['rejected']} refused, {failed} failed"
         levels = [pair(one["levels"][share]) for share in ("0.2", "0.5", "0.8")]
         rows.append([one["title"], *levels, f"{over['goodput_rps'] / one['max_rps']:.0%}", fate])
     heads = ["server", "20 %: p50 / p99, ms", "50 %", "80 %", "goodput at 150 %, of the maximum", "requests at 150 %"]
@@ -129,8 +139,17 @@ def _resources(measured: Mapping[str, Entry]) -> list[str]:
         model = "-" if top["model_share"] is None else f"{top['model_share']:.0%}"
         batch = "-" if top["mean_batch"] is None else f"{top['mean_batch']:.1f}"
         memory = [one["low"]["rss_bytes"], one["levels"]["0.8"]["rss_bytes"], one["overload"]["rss_bytes"]]
-        rows.append([one["title"], model, batch, " / ".join(str(size >> 20) for size in memory), f"{one['ready_s']:.1f}", str(one["restarts"])])
-    heads = ["server", "core's time in the model, at the maximum", "mean batch there", "RSS at 10/s / 80 % / 150 %, MiB", "ready after, s", "restarts"]
+        rows.append(
+            [one["title"], model, batch, " / ".join(str(size >> 20) for size in memory), f"{one['ready_s']:.1f}", str(one["restarts"])]
+        )
+    heads = [
+        "server",
+        "core's time in the model, at the maximum",
+        "mean batch there",
+        "RSS at 10/s / 80 % / 150 %, MiB",
+        "ready after, s",
+        "restarts",
+    ]
     return _table(heads, rows)
 
 
@@ -139,8 +158,10 @@ def _knobs(results: Entry) -> list[str]:
     for one in results["contestants"].values():
         if one.get("tuned"):
             tried = [f"{k['mode']} {k['batch']}/{k['wait_s'] * 1000:g} ms: {k['passed_rps']:.0f}".strip() for k in one["tuned"]["tried"]]
-            lines.append(f"- {one['title']}: kept {one['knobs']}. Batch/wait and the rate that passed (0: not 5 % above the best before it): {'; '.join(tried)}.")
-    return lines or ["None were: defaults."]
+            lines.append(f"- {one['title']}: kept {one['knobs']}. Tried: {'; '.join(tried)}.")
+    if not lines:
+        return ["None were: defaults."]
+    return ["Batch / wait: the rate that passed, 0 where it did not pass 5 % above the best before it.", "", *lines]
 
 
 def _plot(measured: Mapping[str, Entry]) -> Figure:

@@ -26,9 +26,8 @@ def check_generator(core: int, say: Callable[[str], None]) -> dict[str, object]:
     port = free_port()
     protocol = plain("/infer")
     questions = protocol.encoded([(tuple(range(TOKENS)), (1.0,))], port)
-    server = subprocess.Popen(  # noqa: S603 - our own command
-        ["taskset", "-c", str(core), sys.executable, str(PEERS / "trivial.py")], env={**os.environ, "BENCH_PORT": str(port)}
-    )
+    command = ["taskset", "-c", str(core), sys.executable, str(PEERS / "trivial.py")]
+    server = subprocess.Popen(command, env={**os.environ, "BENCH_PORT": str(port)})  # noqa: S603  # our own command
     try:
         _await(port, questions)
         generator = Generator(("127.0.0.1", port), questions, protocol.decode, tolerance=1e-6, connections=int(RATE_RPS * 0.3))

@@ -54,6 +54,8 @@ class Server:
     questions: list[Question] = field(default_factory=list)
     port: int = field(default_factory=lambda: free_port())
     samples: list[Sample] = field(default_factory=list)
+    first_answer_s: float = 0.0
+    """How long one question takes an idle server, with all that asking it involves."""
     _process: subprocess.Popen[bytes] | None = None
     _family: dict[int, psutil.Process] = field(default_factory=dict)
 
@@ -77,7 +79,7 @@ class Server:
         command = ["taskset", "-c", str(self.core), *(names.get(part, part) for part in self.contestant.command)]
         self.meter.unlink(missing_ok=True)
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - our own command
+            self._process = subprocess.Popen(  # noqa: S603  # our own command
                 command, env=self._environment(), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
             )
         return self
@@ -115,8 +117,12 @@ class Server:
             if self._process is not None and self._process.poll() is not None:
                 raise CannotStart(f"{self.contestant.name} ended with {self._process.returncode}: {self._last_words()}")
             if self.answers_rightly():
+                ready_s = time.monotonic() - begin
                 self._remember_family()
-                return time.monotonic() - begin
+                asked = time.monotonic()
+                self.answers_rightly()
+                self.first_answer_s = time.monotonic() - asked
+                return ready_s
             time.sleep(0.25)
         raise CannotStart(f"{self.contestant.name} gave no right answer within {START_TIMEOUT_S:g} s: {self._last_words()}")
 
@@ -151,7 +157,7 @@ class Server:
         )
 
     def model_meter(self) -> tuple[int, int, float, float] | None:
-        """Calls, rows, clock and CPU seconds of the model so far; None for a server that does not count them."""
+        """Return calls, rows, clock and CPU seconds of the model so far; None for a server that does not count them."""
         try:
             calls, rows, wall_s, cpu_s = METER.unpack(self.meter.read_bytes())
         except (OSError, struct.error):

@@ -89,9 +89,7 @@ def summarise(record: RunRecord, *, warm_up_s: float, duration_s: float) -> RunS
     if not measured:
         raise ValueError("no request was scheduled after the warm-up")
     window_s = duration_s - warm_up_s
-    latencies = sorted(
-        record.done_s[i] - record.scheduled_s[i] if record.outcomes[i] == Outcome.OK else math.inf for i in measured
-    )
+    latencies = sorted(record.done_s[i] - record.scheduled_s[i] if record.outcomes[i] == Outcome.OK else math.inf for i in measured)
     within = sum(latency <= RT_MAX_S for latency in latencies)
     lags = sorted(
         record.sent_s[i] - record.scheduled_s[i] for i in measured if not record.held[i] and not math.isnan(record.sent_s[i])

@@ -27,8 +27,10 @@ class Verdict:
 def ratio_to(results: Entry, rival: str) -> float | None:
     """Return markserve's maximum over a peer's, from markserve's maxima just before and just after that peer; None without both."""
     rival_rps = results["contestants"].get(rival, {}).get("max_rps")
+    if not rival_rps:
+        return None
     ours = _beside(results, rival)
-    return statistics.fmean(ours) / rival_rps if rival_rps and ours else None
+    return statistics.fmean(ours) / rival_rps if ours else None
 
 
 def _beside(results: Entry, rival: str) -> list[float]:
@@ -37,12 +39,12 @@ def _beside(results: Entry, rival: str) -> list[float]:
     at = results["contestants"][rival]["at"]
     maxima = [(one["at"], one["max_rps"]) for one in ({"at": first.get("at", 0.0), "max_rps": first.get("max_rps")}, *results["rechecks"])]
     known = sorted((when, rps) for when, rps in maxima if rps)
-    return [rps for _, rps in known if _ <= at][-1:] + [rps for _, rps in known if _ > at][:1]
+    return [rps for when, rps in known if when <= at][-1:] + [rps for when, rps in known if when > at][:1]
 
 
 def model_p50_s(entry: Entry) -> float:
     """Return the model's own time for one row: the smaller of those measured before and after the server."""
-    return min(entry[when]["latency_s"]["1"] for when in ("ceiling_before", "ceiling_after") if when in entry)
+    return min(float(entry[when]["latency_s"]["1"]) for when in ("ceiling_before", "ceiling_after") if when in entry)
 
 
 def ceiling_rps(entry: Entry) -> float:
@@ -94,7 +96,9 @@ def _alone(ours: Entry) -> list[Verdict]:
             is_met=overhead_s is not None and overhead_s <= 0.0015,
         ),
         Verdict(
-            target="no reply wrong, lost or doubled", measured=", ".join(f"{n} {kind}" for kind, n in faults.items()), is_met=not any(faults.values())
+            target="no reply wrong, lost or doubled",
+            measured=", ".join(f"{n} {kind}" for kind, n in faults.items()),
+            is_met=not any(faults.values()),
         ),
         Verdict(
             target="memory bounded: under overload <= 1.3 x that at 80 %",

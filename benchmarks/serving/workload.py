@@ -24,7 +24,7 @@ CEILING_BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 MODEL_NAME = "lstm"
 
 
-class Classifier(torch.nn.Module):
+class Classifier(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
     """Token identifiers (batch, 48) to scores (batch, 8)."""
 
     def __init__(self) -> None:

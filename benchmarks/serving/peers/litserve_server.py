@@ -27,7 +27,7 @@ class Classifier(litserve.LitAPI):
     def predict(self, inputs: np.ndarray) -> list[list[float]]:
         """Run one batch, which LitServe has stacked; one row where it does not batch."""
         scores = self.model(inputs if inputs.ndim == 2 else inputs[None])
-        return scores if inputs.ndim == 2 else scores[0]  # type: ignore[return-value]
+        return scores if inputs.ndim == 2 else scores[0]
 
     def encode_response(self, output: list[float]) -> dict[str, list[float]]:
         """Wrap one result."""

@@ -30,8 +30,6 @@ if __name__ == "__main__":
             infer_func=infer,
             inputs=[Tensor(name="tokens", dtype=np.int64, shape=(TOKENS,))],
             outputs=[Tensor(name="scores", dtype=np.float32, shape=(-1,))],
-            config=ModelConfig(
-                max_batch_size=given.batch, batcher=DynamicBatcher(max_queue_delay_microseconds=round(given.wait_s * 1e6))
-            ),
+            config=ModelConfig(max_batch_size=given.batch, batcher=DynamicBatcher(max_queue_delay_microseconds=round(given.wait_s * 1e6))),
         )
         triton.serve()

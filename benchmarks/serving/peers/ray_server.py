@@ -16,7 +16,9 @@ from starlette.responses import Response
 given = settings()
 
 
-@serve.deployment(num_replicas=1, max_ongoing_requests=4096, ray_actor_options={"num_cpus": 0.5}, logging_config={"enable_access_log": False})
+@serve.deployment(
+    num_replicas=1, max_ongoing_requests=4096, ray_actor_options={"num_cpus": 0.5}, logging_config={"enable_access_log": False}
+)
 class Classifier:
     """Scores `{"tokens": [...]}`; requests wait in the replica for their batch."""
 
