@@ -21,7 +21,7 @@ AUDIT_VENV ?= .venv-audit
 AUDIT_STAMP := $(AUDIT_VENV)/.installed
 CONFIG_ENV ?= dev
 
-.PHONY: help chaos setup demo test test-fast check format bench-policy bench-experiments bench-forecast pretrain-lstm bench-lstm up down status clean
+.PHONY: help chaos setup demo test test-fast check format bench-policy bench-experiments bench-forecast bench-serving pretrain-lstm bench-lstm up down status clean
 .PHONY: validate build build-zip deploy worker-bundle tables tours audit
 
 help: ## Print this help
@@ -58,6 +58,9 @@ check: setup ## Lint, format check, types, template; edits nothing
 format: setup ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-serving: setup ## markserve serve against its peers: 2 idle cores, 30 minutes, 20 more to tune them once. ARGS=, e.g. --quick
+	$(BIN)/python -m benchmarks.serving $(ARGS)
 
 pretrain-lstm: setup ## Make the LSTM's shipped weights again, from generated workloads (3 minutes)
 	$(BIN)/python -m benchmarks.pretrain_lstm
@@ -125,4 +128,4 @@ audit: $(AUDIT_STAMP) ## Look for security findings in the template and the Dock
 	$(AUDIT_VENV)/bin/checkov --config-file .checkov.yaml --file template.yaml
 
 clean: ## Remove the venv, caches and local state
-	rm -rf $(VENV) $(SAM_VENV) $(AUDIT_VENV) .aws-sam $(ZIP_TEMPLATE) .markserve .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(SAM_VENV) $(AUDIT_VENV) .aws-sam $(ZIP_TEMPLATE) .markserve .bench-venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis
