@@ -52,6 +52,7 @@ def main(wrap: Wrap = lambda runner: runner, *, threads: int | None = None) -> N
     runners = Runners(settings.model, wrap=wrap, threads=threads or os.cpu_count() or 1)
     record = wiring.models().get(settings.model)
     pacing = prepare(record, runners.get(record.version), settings.instance_type)
+    receivers = max(settings.receivers, pacing.receivers_wanted)
     pause = threading.Event()
     queue = wiring.work_queue(record.queue_url)
     tracing = Tracing(wiring.traces(), name=f"{settings.stack_name}-worker")
@@ -65,7 +66,7 @@ def main(wrap: Wrap = lambda runner: runner, *, threads: int | None = None) -> N
         runner_for=runners.get,
         receive_wait_s=settings.receive_wait_s,
         clock=time.time,
-        receivers=settings.receivers,
+        receivers=receivers,
     )
     lifeline = Lifeline(
         engine,
@@ -83,7 +84,7 @@ def main(wrap: Wrap = lambda runner: runner, *, threads: int | None = None) -> N
     gc.collect()
     gc.freeze()
     lifeline.announce_ready(patience_s=settings.heartbeat_timeout_s, pause=pause.wait)
-    serve(engine, lifeline, receivers=settings.receivers, heartbeat_s=settings.heartbeat_s)
+    serve(engine, lifeline, receivers=receivers, heartbeat_s=settings.heartbeat_s)
     lifeline.conclude()
 
 
