@@ -172,7 +172,7 @@ def measure(load: float, *, seconds: float, round_trip_s: float) -> Row:
 def _send(queue: MemoryWorkQueue, rate_rps: float, seconds: float) -> list[InferenceRequest]:
     """Send Poisson arrivals, open loop."""
     chance = random.Random(6)  # noqa: S311  # arrivals, no secret
-    sent = []
+    sent: list[InferenceRequest] = []
     begin = due = time.time()
     while due < begin + seconds:
         time.sleep(max(0.0, due - time.time()))
