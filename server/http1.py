@@ -171,8 +171,14 @@ class Connection(asyncio.Protocol):
                 self._end_with(self._current(), 400, f"not HTTP/1.1: {error}")
 
     def eof_received(self) -> bool:
-        """Keep a half-closed connection open while replies are due."""
-        return bool(self._pending)
+        """Keep a half-closed connection open while replies are due; a request cut off by it will get none."""
+        if self._exchange is not None:
+            self._pending.remove(self._exchange)
+            self._exchange = None
+        if not self._pending:
+            return False
+        self._pending[-1].keep_alive = False
+        return True
 
     # --- httptools --------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -24,6 +25,8 @@ from server.http1 import Connection, Limits
 from server.manifest import ServedModel
 
 BACKLOG = 1024
+OTHER_FILES = 128
+"""Descriptors beside those of connections."""
 PROFILE_S = 4.0
 """Time spent on measuring T(b) at start."""
 MARGIN_SHARE = 0.04
@@ -73,6 +76,7 @@ async def _serve(
         for model in models
     }
     app = App(engines, rt_max_s=settings.rt_max_s, limits=settings.limits, clock=clock)
+    _allow_connections(settings.limits.max_connections, say)
     listener = _listen(settings.host, settings.port)
     server = await loop.create_server(lambda: Connection(app, clock), sock=listener, backlog=BACKLOG)
     sweeper = loop.create_task(sweep_forever(app))
@@ -130,6 +134,17 @@ def _load(model: ServedModel, settings: ServerSettings) -> Load:
         threads=settings.threads,
         max_batch_size=settings.max_batch_size,
     )
+
+
+def _allow_connections(count: int, say: Callable[[str], None]) -> None:
+    """Raise the process's limit of open files to what connections need, as far as it goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + OTHER_FILES
+    is_unlimited = hard == resource.RLIM_INFINITY
+    if not is_unlimited and hard < wanted:
+        say(f"only {hard} files may be open, too few for {count} connections: raise `ulimit -Hn`, or lower --max-connections")
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if is_unlimited else min(wanted, hard), hard))
 
 
 def _listen(host: str, port: int) -> socket.socket:

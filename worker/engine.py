@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from math import inf
 
 from markserve.core.batching import Batch
 from markserve.core.tunables import Tunables
@@ -62,6 +63,8 @@ class Engine:
         self._clock = clock
         self._receivers = receivers
         self._asked = 0  # messages that receive calls under way may bring
+        self._polls = 0  # receive calls under way
+        self._run_ends_s = 0.0  # when the running batch should be done
         self._held_rows = 0
         self._suspect_held = False
         self._queue_was_empty = False
@@ -77,12 +80,29 @@ class Engine:
     # --- receiving --------------------------------------------------------------------------------------------
 
     def wait_for_room(self) -> bool:
-        """Block while enough is held; False once nothing more is to be received."""
+        """Block while a receive call would bring nothing that can be used yet; False once nothing more is to be received.
+
+        SQS bills calls, and a long poll returns with the first message: polling on while a batch runs would fetch one
+        message a call. Left in the queue until shortly before the runner is free, the same messages come ten a call.
+        """
         with self.changed:
             if self._room() + self._asked < 1:
                 self._queue_was_empty = False  # it fills up while we hold off
-            self.changed.wait_for(lambda: self._room() > 0 or not self._is_accepting())
-            return self._is_accepting()
+            while self._is_accepting():
+                pause_s = self._pause_before_poll_s()
+                if pause_s <= 0:
+                    return True
+                self.changed.wait(min(1.0, pause_s))
+            return False
+
+    def _pause_before_poll_s(self) -> float:
+        """How long a receiver should wait if nothing changes; infinite until something does."""
+        enough_room = min(RECEIVE_LIMIT, max(1, self._pacing.hold_limit // 2))
+        if self._room() < enough_room or self._polls >= self._pacing.receivers_wanted:
+            return inf
+        if not self._running or not self._queue_was_empty:
+            return 0.0
+        return self._run_ends_s - self._pacing.receive_lead_s - self._clock()
 
     def receive(self) -> list[Finished]:
         """Poll the queue once, hold what came, and return answers for what cannot be run."""
@@ -91,12 +111,16 @@ class Engine:
             if wanted < 1:
                 return []
             self._asked += wanted
+            self._polls += 1
+        asked_at_s = self._clock()
         try:
             received = self._queue.receive(max_messages=wanted, wait_s=self._receive_wait_s)
             now_s = self._clock()
             with self.changed:
                 requests = [one.request for one in received]
                 is_full = len(received) == wanted
+                if received:
+                    self._pacing.observe_round_trip(max(0.0, now_s - asked_at_s))
                 self._pacing.observe_receipt(requests, now_s=now_s, queue_was_empty=self._queue_was_empty, is_full=is_full)
                 self._queue_was_empty = not is_full
             refused: list[Finished] = []
@@ -112,6 +136,7 @@ class Engine:
         finally:
             with self.changed:
                 self._asked -= wanted
+                self._polls -= 1
                 self.changed.notify_all()
 
     def receiver_ended(self) -> None:
@@ -188,6 +213,7 @@ class Engine:
             if batch is not None:
                 self._held_rows -= batch.size
                 self._running = len(batch.items)
+                self._run_ends_s = now_s + self._pacing.accumulator.estimate.batch_latency_s(batch.size)
             self._dropped += len(hopeless)
             self.changed.notify_all()
         self._mailbox.forget(work.received for work in hopeless)

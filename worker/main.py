@@ -65,6 +65,7 @@ def main(wrap: Wrap = lambda runner: runner, *, threads: int | None = None) -> N
     record = wiring.models().get(settings.model)
     pacing = prepare(record, versions.get(record.version), settings.instance_type)
     versions.follow_traffic()
+    receivers = max(settings.receivers, pacing.receivers_wanted)
     pause = threading.Event()
     queue = wiring.work_queue(record.queue_url)
     tracing = Tracing(wiring.traces(), name=f"{settings.stack_name}-worker")
@@ -78,7 +79,7 @@ def main(wrap: Wrap = lambda runner: runner, *, threads: int | None = None) -> N
         runner_for=versions.get,
         receive_wait_s=settings.receive_wait_s,
         clock=time.time,
-        receivers=settings.receivers,
+        receivers=receivers,
     )
     lifeline = Lifeline(
         engine,
@@ -97,7 +98,7 @@ def main(wrap: Wrap = lambda runner: runner, *, threads: int | None = None) -> N
     gc.collect()
     gc.freeze()
     lifeline.announce_ready(patience_s=settings.heartbeat_timeout_s, pause=pause.wait)
-    serve(engine, lifeline, receivers=settings.receivers, heartbeat_s=settings.heartbeat_s, follow_traffic=versions.follow_traffic)
+    serve(engine, lifeline, receivers=receivers, heartbeat_s=settings.heartbeat_s, follow_traffic=versions.follow_traffic)
     lifeline.conclude()
 
 

@@ -23,6 +23,12 @@ RECEIVE_ROUND_TRIP_S = 0.05
 BACKLOG_BATCHES = 4
 """Batches held behind a backlog. In a simulation of 20 rps of capacity at four times that load, holding one batch keeps 0.44 of
 the capacity useful, four keep all of it."""
+ROUND_TRIP_QUANTILE = 0.25
+"""Of receive calls that bring something: under load the quickest quarter took a round trip, the others also waited."""
+ROUND_TRIP_WINDOW = 32
+EARLY_SHARE = 0.2
+"""T(b) is an upper quantile: a batch may be done this share of it sooner, and should then find the next one received."""
+MESSAGES_PER_RECEIVE = 10
 OVERHEAD_QUANTILE = 0.98
 OVERHEAD_WINDOW = 100
 
@@ -44,6 +50,7 @@ class Pacing(Generic[ItemT]):
         self._transport = DecayingQuantile(quantile=OVERHEAD_QUANTILE, value=0.0, window=OVERHEAD_WINDOW)
         self._reply_overhead = DecayingQuantile(quantile=OVERHEAD_QUANTILE, value=0.0, window=OVERHEAD_WINDOW)
         self._spill_reserve_s = spill_reserve_s if tunables.spillover_max_concurrency else 0.0
+        self._round_trip = DecayingQuantile(quantile=ROUND_TRIP_QUANTILE, value=RECEIVE_ROUND_TRIP_S, window=ROUND_TRIP_WINDOW)
         self._rate = RateEstimate()
         self._is_backlogged = False
         self._chosen_budget_s = self.latency_budget_s
@@ -82,6 +89,16 @@ class Pacing(Generic[ItemT]):
         return batches * self.limits.max_batch_size + int(self.limits.service_rate_rps * RECEIVE_ROUND_TRIP_S) + 1
 
     @property
+    def receive_lead_s(self) -> float:
+        """How long before the runner is expected to be free the next messages should be asked for."""
+        return self._round_trip.value + EARLY_SHARE * self.limits.batch_latency_s
+
+    @property
+    def receivers_wanted(self) -> int:
+        """Receive calls to have under way at once: as many as bring in what the runner gets through, ten a round trip."""
+        return 1 + int(self.limits.service_rate_rps * min(self._round_trip.value, RECEIVE_ROUND_TRIP_S) / MESSAGES_PER_RECEIVE)
+
+    @property
     def _margin_s(self) -> float:
         return MARGIN_SHARE * self._rt_max_s
 
@@ -108,6 +125,10 @@ class Pacing(Generic[ItemT]):
                 self._reply_overhead = self._reply_overhead.observe(request.reply_overhead_s)
                 self._spill_reserve_s = request.deadline_at_s - request.spill_at_s if request.spill_at_s is not None else 0.0
         self._revise()
+
+    def observe_round_trip(self, seconds: float) -> None:
+        """Learn how long a receive call took that brought something."""
+        self._round_trip = self._round_trip.observe(seconds)
 
     def observe_arrivals(self, count: int, *, now_s: float) -> None:
         """Learn of requests that came without a queue before this process: no transport, no backlog but the one held."""

@@ -33,7 +33,7 @@ if [[ ! -x $HOME_DIR/venv/bin/python ]]; then
   dnf install -y -q python3.12 python3.12-pip
   python3.12 -m venv "$HOME_DIR/venv"
 fi
-"$HOME_DIR/venv/bin/pip" install -q --disable-pip-version-check "${torch_index[@]}" "$HOME_DIR/layers/markserve[torch]"
+"$HOME_DIR/venv/bin/pip" install -q --disable-pip-version-check "${torch_index[@]}" "$HOME_DIR/layers/markserve[torch,onnx]"
 
 id markserve &> /dev/null || useradd --system --home-dir "$HOME_DIR" --shell /sbin/nologin markserve
 install -m 0644 "$HOME_DIR/worker/markserve-worker.service" /etc/systemd/system/
