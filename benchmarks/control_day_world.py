@@ -30,7 +30,16 @@ from markserve.core.types import CapacityType, Tier
 from markserve.errors import Transient
 from markserve.history import StepGrid
 from markserve.lifecycle_events import Notification
-from markserve.messages import ArrivalCounts, InstanceInterrupted, MetricsBatch, ModelRecord, OutcomeCounts, ProfilePointRecord, SloAtRisk, encode
+from markserve.messages import (
+    ArrivalCounts,
+    InstanceInterrupted,
+    MetricsBatch,
+    ModelRecord,
+    OutcomeCounts,
+    ProfilePointRecord,
+    SloAtRisk,
+    encode,
+)
 from markserve.settings import Settings
 
 BEGIN_S = 1_700_006_400.0

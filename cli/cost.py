@@ -1,88 +1,82 @@
-"""`markserve cost`: what the stack costs now, and what another way to serve the same load would."""
+"""`markserve cost`: what each model's load costs now, and what another way to serve it would."""
 
 from __future__ import annotations
 
+import math
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.console import emit_json, emit_table, explained, out, working
 from cli.instant import instant
-from cli.spending import ModelLoad, Observed, Rival, Spending, spending
 from cli.system import Json
 from cli.target import connect_to_stack
+
+if TYPE_CHECKING:
+    from markserve.console_messages import Cost
+
+MONTH_H = 730.0
+NAMES = {"markserve": "this stack", "lambda": "Lambda alone", "sagemaker": "SageMaker"}
+NOTES = (
+    "estimated from the stack's own counts, at list prices and live spot prices; no free tier, no savings plan, no data transfer",
+    f"a month is {MONTH_H:.0f} hours of a load like this",
+    "SageMaker: no batching, the target that AWS suggests to begin with, scaled without delay; a tuned one lies between that and "
+    "`at least`; `markserve simulate` is the exact comparison",
+)
 
 
 @explained()
 def cost(
-    since: Annotated[str, typer.Option(help="Window that answers and load are taken from: 1h (ago), 14:30, 2026-01-31T14:30.")] = "1h",
+    model: Annotated[str | None, typer.Argument(help="Default: every model.")] = None,
+    since: Annotated[str, typer.Option(help="What the load is taken from: 1h (ago), 14:30, 2026-01-31T14:30.")] = "1h",
     json: Json = False,
 ) -> None:
-    """Show dollars per hour, per million answers by tier and plumbing, and per month; against SageMaker and Lambda alone."""
+    """Show dollars per hour, per million requests by tier and plumbing, and per month; against SageMaker and Lambda alone."""
     now_s = time.time()
-    since_s = instant(since, now_s=now_s)
+    minutes = max(1, math.ceil((now_s - instant(since, now_s=now_s)) / 60))
     connect_to_stack()
-    with working("adding up"):
-        found = spending(_observe(since_s, now_s))
-    if json:
-        emit_json(found)
-    else:
-        _show(found)
-
-
-def _observe(since_s: float, until_s: float) -> Observed:
     from markserve import wiring
-    from markserve.catalog import load_catalog
 
-    settings, windows, instances = wiring.settings(), wiring.windows(), wiring.instances().list()
-    loads = [
-        ModelLoad(
-            record=record,
-            rt_max_s=wiring.parameters().get(record.model).rt_max_s,
-            arrivals=windows.arrivals(record.model, since_s=since_s, until_s=until_s),
-            outcomes=windows.outcomes(record.model, since_s=since_s, until_s=until_s),
-        )
-        for record in wiring.models().list()
+    with working("adding up"):
+        names = [model] if model else [record.model for record in wiring.models().list()]
+        found = {name: seen for name in names if (seen := wiring.console().overview(name, minutes=minutes).cost) is not None}
+    usd_per_hour = sum(each.ways[0].total_usd_per_hour for each in found.values())
+    if json:
+        emit_json({"usd_per_hour": usd_per_hour, "usd_per_month": usd_per_hour * MONTH_H, "models": found, "notes": NOTES})
+        return
+    out.print(f"${usd_per_hour:.4f} an hour, ${usd_per_hour * MONTH_H:,.2f} a month like this", highlight=False)
+    for name, each in found.items():
+        _show(name, each, now_s)
+    for note in NOTES:
+        out.print(f"- {note}", style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show(name: str, cost: Cost, now_s: float) -> None:
+    parts = [
+        ("workers", cost.workers_usd_per_hour, cost.workers_usd_per_million),
+        ("Lambda", cost.lambda_usd_per_hour, cost.lambda_usd_per_million),
+        ("plumbing", cost.plumbing_usd_per_hour, cost.plumbing_usd_per_million),
     ]
-    # A stack that is younger than the window has no costs before its first sign of life.
-    born_s = min([i.requested_at_s for i in instances] + [at_s for load in loads for at_s in load.arrivals], default=since_s)
-    return Observed(
-        since_s=min(max(since_s, born_s), until_s - 1.0),
-        until_s=until_s,
-        instances=instances,
-        loads=loads,
-        spillover_memory_mb=settings.spillover_memory_mb,
-        step_s=settings.step_s,
-        prices_usd_per_hour={entry.instance_type: entry.price_usd_per_hour for entry in load_catalog().entries},
+    emit_table(
+        f"{name}, the last {(now_s - cost.since_s) / 60:.0f} minutes, USD",
+        ("part", "per hour", "per million requests"),
+        [(part, _usd(hourly, 4), _usd(each)) for part, hourly, each in parts],
     )
-
-
-def _show(found: Spending) -> None:
-    fleet = ", ".join(f"{number} x {offering}" for offering, number in sorted(found.fleet.items())) or "no instance"
-    out.print(
-        f"${found.usd_per_hour:.4f} an hour now, ${found.usd_per_month:,.2f} a month like this ({fleet})", highlight=False, soft_wrap=True
-    )
-    per_million, window = found.usd_per_million, found.window_usd
     rows = [
-        ("workers", found.answered_by.get("worker", 0), window["instances"], per_million.get("worker")),
-        ("Lambda", found.answered_by.get("lambda", 0), window["lambda"], per_million.get("lambda")),
-        ("plumbing", None, window["plumbing"], per_million.get("plumbing")),
-        ("all", found.requests, window["total"], per_million.get("total")),
+        (
+            NAMES[way.name],
+            _usd(way.total_usd_per_hour, 4),
+            _usd(way.usd_per_million),
+            _usd(way.total_usd_per_hour * MONTH_H),
+            _usd(way.least_usd_per_hour, 4),
+            way.basis,
+        )
+        for way in cost.ways
     ]
-    shown = [(part, number, f"{usd:.6f}", _usd(each)) for part, number, usd, each in rows]
-    emit_table(f"The last {found.window_s / 60:.1f} minutes, USD", ("part", "answers", "cost", "per million of its answers"), shown)
-    present = Rival(
-        name="this stack",
-        usd_per_hour=found.usd_per_hour,
-        usd_per_million=per_million.get("total"),
-        usd_per_month=found.usd_per_month,
-        note="as it is now",
-    )
-    compared = [(r.name, _usd(r.usd_per_hour, 4), _usd(r.usd_per_million), _usd(r.usd_per_month), r.note) for r in (present, *found.rivals)]
-    emit_table("The same load otherwise, USD", ("served by", "per hour", "per million", "per month", "how"), compared)
-    for assumption in found.assumptions:
-        out.print(f"- {assumption}", style="dim", markup=False, highlight=False, soft_wrap=True)
+    emit_table("The same load otherwise, USD", ("served by", "per hour", "per million", "per month", "at least per hour", "how"), rows)
+    for missing in cost.missing:
+        out.print(f"not compared: {missing}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _usd(usd: float | None, places: int = 2) -> str | None:

@@ -5,7 +5,6 @@ Triggered by the HTTP API (payload format 2.0), by routes of its own: what opera
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +14,6 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from markserve import wiring
 from markserve.console_routes import CONTENT_TYPES, Page, respond
-from markserve.console_view import Console, ConsoleGrid, ConsolePorts
 from markserve.errors import InvalidRequest
 from markserve.protocol.http import HttpResponse, request_from_event
 from markserve.telemetry import logger, tracer
@@ -28,35 +26,13 @@ def pages() -> dict[str, Page]:
     return {path.name: Page(path.read_bytes(), CONTENT_TYPES[path.suffix]) for path in files if path.suffix in CONTENT_TYPES}
 
 
-@lru_cache(maxsize=1)
-def console() -> Console:
-    """Compose this environment's console."""
-    settings = wiring.settings()
-    ports = ConsolePorts(
-        models=wiring.models(),
-        windows=wiring.windows(),
-        control=wiring.control(),
-        instances=wiring.instances(),
-        parameters=wiring.parameters(),
-        writer=wiring.parameter_writer(),
-    )
-    grid = ConsoleGrid(
-        stack_name=settings.stack_name,
-        window_s=settings.window_s,
-        step_s=settings.step_s,
-        heartbeat_s=settings.heartbeat_s,
-        spillover_memory_mb=settings.spillover_memory_mb,
-    )
-    return Console(ports, grid, now_s=time.time)
-
-
 def run(event: Mapping[str, Any]) -> dict[str, Any]:
     """Answer one event and log one line about it; a change of a parameter is logged with who, what, from and to."""
     method, path = "", ""
     try:
         request = request_from_event(event)
         method, path = request.method, request.path
-        response = respond(request, console=console, pages=pages())
+        response = respond(request, console=wiring.console, pages=pages())
     except InvalidRequest as error:
         response = HttpResponse(status=error.status, body=b'{"error":"not an HTTP request"}', facts={"reason": str(error)})
     except Exception:  # noqa: BLE001  # the entry point: a stack trace belongs in the log only

@@ -340,7 +340,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def bug() -> Any:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(app, "console", bug)
+    monkeypatch.setattr(wiring, "console", bug)
     yield
 
 
@@ -354,7 +354,7 @@ def test_function_answers_a_bug_without_telling_of_it_and_an_event_that_is_none(
 
 def test_function_logs_who_changed_what(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(a_model_record())
-    monkeypatch.setattr(app, "console", lambda: scene.console)
+    monkeypatch.setattr(wiring, "console", lambda: scene.console)
     lines: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr(app.logger, "info", lambda message, extra: lines.append((message, extra)))
     event = scene.event("PUT", "/v2/console/parameters/headroom", body=b'{"value": 1.5}')
@@ -379,9 +379,9 @@ def test_function_composes_its_console_from_the_stack(monkeypatch: pytest.Monkey
         monkeypatch.setenv(f"MARKSERVE_{name.upper()}_TABLE", f"markserve-{name}")
         getattr(wiring, name).cache_clear()
     monkeypatch.setenv("MARKSERVE_STACK_NAME", "markserve")
-    app.console.cache_clear()
+    wiring.console.cache_clear()
 
-    assert app.console() is app.console()
+    assert wiring.console() is wiring.console()
 
-    app.console.cache_clear()
+    wiring.console.cache_clear()
     wiring.settings.cache_clear()

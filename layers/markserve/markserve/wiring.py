@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
@@ -40,6 +40,9 @@ from markserve.ports import (
 )
 from markserve.settings import Settings
 from markserve.telemetry import PARAMETERS_REFUSED, logger
+
+if TYPE_CHECKING:
+    from markserve.console_view import Console
 
 CONNECT_TIMEOUT_S = 1.0
 READ_TIMEOUT_S = 3.0
@@ -155,6 +158,24 @@ def fleet() -> Fleet:
         image_for=_image_for,
         now=time.time,
     )
+
+
+@lru_cache(maxsize=1)
+def console() -> Console:
+    """Build what answers an operator's questions."""
+    from markserve.console_view import Console, ConsoleGrid, ConsolePorts
+
+    ports = ConsolePorts(
+        models=models(), windows=windows(), control=control(), instances=instances(), parameters=parameters(), writer=parameter_writer()
+    )
+    grid = ConsoleGrid(
+        stack_name=settings().stack_name,
+        window_s=settings().window_s,
+        step_s=settings().step_s,
+        heartbeat_s=settings().heartbeat_s,
+        spillover_memory_mb=settings().spillover_memory_mb,
+    )
+    return Console(ports, grid, now_s=time.time)
 
 
 def _image_for(instance_type: str) -> str | None:
