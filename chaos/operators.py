@@ -56,6 +56,7 @@ def spend_ceiling_lowered(stage: Stage) -> Generator[None, None, None]:
 def model_deleted(stage: Stage) -> Generator[None, None, None]:
     """A second model is deleted with 20 accepted requests in its queue: all are answered, new ones get 404, its worker ends."""
     name = "shortlived"
+    stage.make_room()
     register_twin(stage.system, name)
     stage.wait("a worker serves it", lambda: stage.serving(name), within_s=60.0)
     url = f"{stage.ledger.endpoint}/v2/models/{name}/infer"

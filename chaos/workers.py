@@ -84,6 +84,7 @@ def register_twin(system: LocalSystem, name: str) -> ModelRecord:
 def crash_loop(stage: Stage) -> Generator[None, None, None]:
     """A second model's artefact is damaged in the bucket: its workers cannot start; it is quarantined after three."""
     since_s = time.time()
+    stage.make_room()
     record = register_twin(stage.system, "damaged")
     boto3.client("s3").put_object(Bucket=wiring.settings().artefacts_bucket, Key=record.artefact_key, Body=b"damaged")
     try:
