@@ -186,15 +186,14 @@ def test_model_process_that_dies_takes_no_other_model_with_it_and_comes_back(ser
     assert server.infer([[1, 1, 1, 1]], "doubler")[0] == 200
 
 
-def test_overload_is_shed_with_retry_after_and_what_is_answered_is_in_time(tmp_path: Path) -> None:
-    outcomes: list[tuple[int, float]] = []
+def test_overload_is_shed_with_retry_after_and_what_is_answered_is_right(tmp_path: Path) -> None:
+    statuses: list[int] = []
     with serving(save(Slow(), tmp_path / "slow.pt", max_batch_size=2), options=["--rt-max", "0.5"]) as running:
 
         def ask() -> None:
             for _ in range(6):
-                begin = time.monotonic()
                 status, answer, headers = running.infer([[1, 2, 3, 4]], "slow")
-                outcomes.append((status, time.monotonic() - begin))
+                statuses.append(status)
                 assert status != 200 or answer["outputs"][0]["data"] == [1, 2, 3, 4]
                 assert status == 200 or headers["retry-after"] == "1"
 
@@ -205,9 +204,8 @@ def test_overload_is_shed_with_retry_after_and_what_is_answered_is_in_time(tmp_p
             thread.join()
         assert running.ask("GET", "/v2/health/live")[0] == 200
 
-    statuses = [status for status, _ in outcomes]
     assert set(statuses) == {200, 503}
-    assert len(outcomes) == 64 * 6
+    assert len(statuses) == 64 * 6
 
 
 def test_sigterm_finishes_what_is_held_and_exits_with_0(tmp_path: Path) -> None:
