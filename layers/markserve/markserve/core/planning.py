@@ -213,7 +213,7 @@ def _scale_in(
             scale_in_cycles=tunables.scale_in_cycles,
             # A model whose objective is at risk is short of capacity, whatever asked for this plan.
             trigger=Trigger.SLO_AT_RISK if p and p.demand.at_risk else trigger,
-            alone=choices[model].task.spill if p and not choices[model].chosen else None,
+            alone=choices[model].task.spill if p and not choices[model].chosen and not choices[model].task.min_instances else None,
         )
         drains += model_drains if p else [replace(d, reason=f"model {model} is not registered any more") for d in model_drains]
         unwanted |= counts
