@@ -41,7 +41,7 @@ CLASSES = (
     (r"make (build|deploy|worker-bundle)\b", ACCOUNT),
     (r"make [a-z-]+", LONG),
     (r"(sam|aws) ", ACCOUNT),
-    (r"(python|pip|curl|cd|export|echo|git) ?", LONG),
+    (r"(python|pip|curl|cd|export|echo|git|npm|\.) ?", LONG),
 )
 
 
