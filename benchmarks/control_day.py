@@ -76,7 +76,10 @@ def _run(day: Day, cycles: int) -> DayReport:
 
 def _text(load: str, report: DayReport) -> str:
     facts = {name: value for name, value in asdict(report).items() if name != "violations"}
-    lines = [f"{name.replace('_', ' '):28} {value:,.4g}" if isinstance(value, float) else f"{name.replace('_', ' '):28} {value}" for name, value in facts.items()]
+    lines = [
+        f"{name.replace('_', ' '):28} {value:,.4g}" if isinstance(value, float) else f"{name.replace('_', ' '):28} {value}"
+        for name, value in facts.items()
+    ]
     return "\n".join([f"{'load':28} {load}", *lines, *(f"VIOLATION: {violation}" for violation in report.violations)]) + "\n"
 
 

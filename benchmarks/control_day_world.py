@@ -30,7 +30,16 @@ from markserve.core.types import CapacityType, Tier
 from markserve.errors import Transient
 from markserve.history import StepGrid
 from markserve.lifecycle_events import Notification
-from markserve.messages import ArrivalCounts, InstanceInterrupted, MetricsBatch, ModelRecord, OutcomeCounts, ProfilePointRecord, SloAtRisk, encode
+from markserve.messages import (
+    ArrivalCounts,
+    InstanceInterrupted,
+    MetricsBatch,
+    ModelRecord,
+    OutcomeCounts,
+    ProfilePointRecord,
+    SloAtRisk,
+    encode,
+)
 from markserve.settings import Settings
 
 BEGIN_S = 1_700_006_400.0
@@ -124,7 +133,9 @@ class Day:
         self.cloud.advance(self.now_s + MINUTE_S, self._set_clock)
         self.cloud.minute()
         if self._has_mishaps:
-            self.cloud.dry_pools = [f"c5.large/{kind}/{zone}" for zone in ZONES for kind in ("spot", "on_demand") if self._rng.random() < 0.1]
+            self.cloud.dry_pools = [
+                f"c5.large/{kind}/{zone}" for zone in ZONES for kind in ("spot", "on_demand") if self._rng.random() < 0.1
+            ]
         self._forecast()
         self._plan("schedule")
         urgent = [e for e in self.events.events if isinstance(e, (SloAtRisk, InstanceInterrupted))]
@@ -325,11 +336,12 @@ class Day:
             self._doubtful[instance_id] += 1
             if self._doubtful[instance_id] == LEAK_CYCLES:
                 state = alive[instance_id].state if instance_id in alive else "ended or unknown"
-                self._violations.append(f"cycle {self._cycles}: {instance_id} leaked: {state} here, running there: {instance_id in running}")
+                self._violations.append(
+                    f"cycle {self._cycles}: {instance_id} leaked: {state} here, running there: {instance_id in running}"
+                )
 
 
 def _split(count: int, served: int) -> list[tuple[int, int, int]]:
     """Share a window between two fronts."""
     half, half_served = count // 2, served // 2
     return [(1, half, min(half, half_served)), (2, count - half, served - min(half, half_served))]
-

@@ -80,11 +80,11 @@ class Protocol:
     # --- what can happen --------------------------------------------------------------------------------------
 
     def actions(self) -> Sequence[Action]:
-        """Starts, steps of who is ready, failures and deaths while the budget lasts, and the passing of time."""
+        """List starts, steps of who is ready, failures and deaths while the budget lasts, and the passing of time."""
         return [*self.progress(), *self._mishaps()]
 
     def progress(self) -> list[Action]:
-        """What happens by itself sooner or later, failures not included."""
+        """List what happens by itself sooner or later, failures not included."""
         actions: list[Action] = [("start", str(n)) for n, front in enumerate(self.fronts) if front is None]
         for process in self._alive():
             assert process.waiting is not None  # noqa: S101
@@ -247,7 +247,7 @@ class Protocol:
         return f"{client} {tier} {next(self.computed)}"
 
     def check_written(self, before: Answer | None, after: Answer | None, request_id: str) -> None:
-        """An answer that stands is not replaced."""
+        """See that an answer that stands is not replaced."""
         if before is not None and (after is None or label_of(after) != label_of(before)):
             raise Violation(f"the answer of {request_id} was replaced: {label_of(before)!r} by {after and label_of(after)!r}")
 

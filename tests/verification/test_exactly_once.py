@@ -44,7 +44,7 @@ class DeletesFirst(Mailbox):
 class LastWriterWins(MemoryResultStore):
     """Writes without a condition."""
 
-    def put_answer(self, answer: Answer, *, expires_at_s: float) -> bool:
+    def put_answer(self, answer: Answer, **_: float) -> bool:
         known = self._results.get(answer.request_id, StoredResult(request_id=answer.request_id, answer=None))
         self._results[answer.request_id] = msgspec.structs.replace(known, answer=answer)
         return True
