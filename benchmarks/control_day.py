@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except MarkserveError as error:
         parser.error(str(error))
-    level = logger.level
+    level = logger.log_level
     logger.setLevel("CRITICAL")
     try:
         report = _run(Day(windows, seed=options.seed, has_mishaps=not options.calm), options.cycles)

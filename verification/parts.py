@@ -145,7 +145,7 @@ def _first_and_last(*, first_s: float, total_s: float, **_: float) -> Iterator[f
 @contextmanager
 def coarse_polls() -> Iterator[None]:
     """Let fronts poll once in between and once at the end, and nobody log: how often they look is not what is checked."""
-    kept, level = (attempt.poll_delays_s, front.poll_delays_s), logger.level
+    kept, level = (vars(attempt)["poll_delays_s"], vars(front)["poll_delays_s"]), logger.log_level
     vars(attempt)["poll_delays_s"] = vars(front)["poll_delays_s"] = _first_and_last
     logger.setLevel("CRITICAL")
     try:

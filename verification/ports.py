@@ -78,7 +78,7 @@ class GatedResults:
             before = self._stored.get(answer.request_id)
             is_first = self._stored.put_answer(answer, expires_at_s=expires_at_s)
             after = self._stored.get(answer.request_id)
-            self._world.check_written(before and before.answer, after and after.answer, answer.request_id)
+            self._world.check_written(before.answer if before else None, after.answer if after else None, answer.request_id)
             return is_first
 
         return gated(self._world, f"put_answer {label_of(answer)}", run, bool)
