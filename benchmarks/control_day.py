@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except MarkserveError as error:
         parser.error(str(error))
-    level = logger.level
+    level = logger.log_level
     logger.setLevel("CRITICAL")
     try:
         report = _run(Day(windows, seed=options.seed, has_mishaps=not options.calm), options.cycles)
@@ -76,7 +76,10 @@ def _run(day: Day, cycles: int) -> DayReport:
 
 def _text(load: str, report: DayReport) -> str:
     facts = {name: value for name, value in asdict(report).items() if name != "violations"}
-    lines = [f"{name.replace('_', ' '):28} {value:,.4g}" if isinstance(value, float) else f"{name.replace('_', ' '):28} {value}" for name, value in facts.items()]
+    lines = [
+        f"{name.replace('_', ' '):28} {value:,.4g}" if isinstance(value, float) else f"{name.replace('_', ' '):28} {value}"
+        for name, value in facts.items()
+    ]
     return "\n".join([f"{'load':28} {load}", *lines, *(f"VIOLATION: {violation}" for violation in report.violations)]) + "\n"
 
 

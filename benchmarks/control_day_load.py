@@ -26,7 +26,7 @@ def recorded_day(path: Path, *, cycles: int, scale: float = 1.0) -> Mapping[floa
 
 
 def generated_day(*, cycles: int, scale: float = 1.0, seed: int = 0) -> Mapping[float, int]:
-    """A day with a slow swing, noise, and a surge every three hours or so."""
+    """Make up a day with a slow swing, noise, and a surge every three hours or so."""
     rng = random.Random(seed)  # noqa: S311 - load, not secrets
     windows: dict[float, int] = {}
     surge_until_s, factor = 0.0, 1.0

@@ -31,6 +31,7 @@ from markserve.errors import Transient
 from markserve.history import StepGrid
 from markserve.lifecycle_events import Notification
 from markserve.messages import (
+    Action,
     ArrivalCounts,
     InstanceInterrupted,
     MetricsBatch,
@@ -41,6 +42,7 @@ from markserve.messages import (
     encode,
 )
 from markserve.settings import Settings
+from markserve.telemetry import metrics
 
 BEGIN_S = 1_700_006_400.0
 """Midnight, UTC."""
@@ -133,7 +135,8 @@ class Day:
         self.cloud.advance(self.now_s + MINUTE_S, self._set_clock)
         self.cloud.minute()
         if self._has_mishaps:
-            self.cloud.dry_pools = [f"c5.large/{kind}/{zone}" for zone in ZONES for kind in ("spot", "on_demand") if self._rng.random() < 0.1]
+            pools = [f"c5.large/{kind}/{zone}" for zone in ZONES for kind in ("spot", "on_demand")]
+            self.cloud.dry_pools = {pool for pool in pools if self._rng.random() < 0.1}
         self._forecast()
         self._plan("schedule")
         urgent = [e for e in self.events.events if isinstance(e, (SloAtRisk, InstanceInterrupted))]
@@ -146,7 +149,7 @@ class Day:
     def settle(self) -> None:
         """Deliver what is late, and give the controller as long without mishaps as it may take to put all in order."""
         self._has_mishaps = self.cloud.has_mishaps = False
-        self.cloud.dry_pools = ()
+        self.cloud.dry_pools = set()
         self._deliver([report for _, report in self._delayed])
         self._delayed.clear()
         for _ in range(LEAK_CYCLES + 1):
@@ -263,7 +266,7 @@ class Day:
             now_s=self.now_s,
             events=self.events,
         )
-        forecast.metrics.clear_metrics()  # the handler would print them; nobody watches this day
+        metrics.clear_metrics()  # the handler would print them; nobody watches this day
         for batch in self.sink.batches:
             self._deliver([ingest.Report(message_id=batch.batch_id, body=encode(batch).decode())])
         self.sink.batches.clear()
@@ -291,7 +294,7 @@ class Day:
         self._counts["events"] += 1
         self._do(notification)
 
-    def _do(self, command: lifecycle.Action | Notification) -> None:
+    def _do(self, command: Action | Notification) -> None:
         """As Step Functions and EventBridge do: what fails for now is tried again."""
         self.cloud.unavailable = self._has_mishaps and self._rng.random() < 0.05
         for _ in range(2):
@@ -334,11 +337,12 @@ class Day:
             self._doubtful[instance_id] += 1
             if self._doubtful[instance_id] == LEAK_CYCLES:
                 state = alive[instance_id].state if instance_id in alive else "ended or unknown"
-                self._violations.append(f"cycle {self._cycles}: {instance_id} leaked: {state} here, running there: {instance_id in running}")
+                self._violations.append(
+                    f"cycle {self._cycles}: {instance_id} leaked: {state} here, running there: {instance_id in running}"
+                )
 
 
 def _split(count: int, served: int) -> list[tuple[int, int, int]]:
     """Share a window between two fronts."""
     half, half_served = count // 2, served // 2
     return [(1, half, min(half, half_served)), (2, count - half, served - min(half, half_served))]
-

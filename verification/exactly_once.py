@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 
 from verification.explorer import Explored, explore
 from verification.parts import coarse_polls
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--max-states must be positive" if scenarios else f"no scenario is called {options.only!r}; there are: {names}")
     found: list[tuple[Scenario, Explored]] = []
     for scenario in scenarios:
-        found.append((scenario, check(scenario, max_states=options.max_states, progress=lambda so_far: _progress(scenario, so_far))))
+        found.append((scenario, check(scenario, max_states=options.max_states, progress=partial(_progress, scenario))))
         if not options.json:
             sys.stdout.write(_line(*found[-1]))
             sys.stdout.flush()
@@ -82,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _line(scenario: Scenario, result: Explored) -> str:
     what = result.violation or ("all states" if result.complete else "bounded, no violation")
-    head = f"{scenario.name:48} {result.states:7} states {result.transitions:8} steps, depth {result.depth:2}, {result.seconds:6.1f} s: {what}\n"
+    counts = f"{result.states:7} states {result.transitions:8} steps, depth {result.depth:2}, {result.seconds:6.1f} s"
+    head = f"{scenario.name:48} {counts}: {what}\n"
     return head + "".join(f"    {' '.join(action)}\n" for action in result.trace)
 
 

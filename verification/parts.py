@@ -84,14 +84,14 @@ def new_front(world: Protocol, number: int, front_type: type[Front]) -> Front:
     )
 
 
-def new_call(world: Protocol, client: str, key: str | None, *, asynchronous: bool) -> Call:
+def new_call(front: Front, client: str, key: str | None, *, asynchronous: bool, arrival_at_s: float) -> Call:
     """One request; its only input is named for its client, so that an answer tells whose it is."""
     tensor = Tensor(name=client, datatype="FP32", shape=(1,), data=b"\0" * 4)
     return Call(
-        record=RECORD,
+        chosen=front.choose(RECORD.model, None, client=client, idempotency_key=key),
         inputs=(tensor,),
         output_names=(),
-        arrival_at_s=world.clock.now_s,
+        arrival_at_s=arrival_at_s,
         client=client,
         body_sha256="same",
         idempotency_key=key,
@@ -145,7 +145,7 @@ def _first_and_last(*, first_s: float, total_s: float, **_: float) -> Iterator[f
 @contextmanager
 def coarse_polls() -> Iterator[None]:
     """Let fronts poll once in between and once at the end, and nobody log: how often they look is not what is checked."""
-    kept, level = (attempt.poll_delays_s, front.poll_delays_s), logger.level
+    kept, level = (vars(attempt)["poll_delays_s"], vars(front)["poll_delays_s"]), logger.log_level
     vars(attempt)["poll_delays_s"] = vars(front)["poll_delays_s"] = _first_and_last
     logger.setLevel("CRITICAL")
     try:

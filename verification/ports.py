@@ -32,6 +32,7 @@ class Clock:
         self.now_s = 0.0
 
     def __call__(self) -> float:
+        """Return the instant."""
         return self.now_s
 
     def sleep(self, duration_s: float) -> None:
@@ -77,7 +78,7 @@ class GatedResults:
             before = self._stored.get(answer.request_id)
             is_first = self._stored.put_answer(answer, expires_at_s=expires_at_s)
             after = self._stored.get(answer.request_id)
-            self._world.check_written(before and before.answer, after and after.answer, answer.request_id)
+            self._world.check_written(before.answer if before else None, after.answer if after else None, answer.request_id)
             return is_first
 
         return gated(self._world, f"put_answer {label_of(answer)}", run, bool)
@@ -87,7 +88,7 @@ class GatedResults:
         return gated(self._world, "get", lambda: self._stored.get(request_id), _seen)
 
     def state(self) -> Hashable:
-        """What is stored."""
+        """Return what is stored."""
         return tuple(sorted((request_id, _seen(self._stored.get(request_id))) for request_id in self._ids))
 
 
@@ -106,9 +107,11 @@ class GatedQueue(MemoryWorkQueue):
         self._lost: dict[int, tuple[bytes, int]] = {}
 
     def send(self, request: InferenceRequest) -> None:
+        """Enqueue."""
         gated(self._world, f"send {request.request_id} {request.suspect}", lambda: super(GatedQueue, self).send(request), lambda _: "")
 
-    def receive(self, *, max_messages: int, wait_s: float) -> list[ReceivedRequest]:
+    def receive(self, *, max_messages: int, wait_s: float) -> list[ReceivedRequest]:  # noqa: ARG002 - one at a time, no polls
+        """Wait for a message; the world says which."""
         key = int(str(self._world.pause(Pause(call="receive", outcomes=self._visible))))
         one = self._receive_one(key)
         if one is None:
@@ -117,6 +120,8 @@ class GatedQueue(MemoryWorkQueue):
         return [one]
 
     def delete(self, receipts: Sequence[str]) -> None:
+        """Acknowledge; what is deleted may still come back."""
+
         def run() -> None:
             keys = [key for receipt in receipts if (key := self._by_receipt.get(receipt, -1)) in self._envelopes]
             for key in keys:
@@ -127,16 +132,19 @@ class GatedQueue(MemoryWorkQueue):
         gated(self._world, f"delete {sorted(receipts)}", run, lambda _: "")
 
     def release(self, receipts: Sequence[str]) -> None:
+        """Give back."""
         gated(self._world, f"release {sorted(receipts)}", lambda: super(GatedQueue, self).release(receipts), lambda _: "")
 
     def reject(self, received: ReceivedRequest, *, reason: str) -> None:
+        """Bury."""
         gated(self._world, f"reject {received.receipt}", lambda: super(GatedQueue, self).reject(received, reason=reason), lambda _: "")
 
     def depth(self) -> int:
+        """Return nothing of use: it changes no decision here."""
         return 0
 
     def _check_deletable(self, key: int) -> None:
-        """A message may go once its answer stands, its front no longer counts on it, or a copy replaces it."""
+        """Let a message go once its answer stands, its front no longer counts on it, or a copy replaces it."""
         request = decode(self._envelopes[key].body, InferenceRequest)
         stored = self._world.stored.get(request.request_id)
         answer_by_s = request.deadline_at_s if request.spill_at_s is None else request.spill_at_s
@@ -175,7 +183,13 @@ class GatedQueue(MemoryWorkQueue):
         """Messages, who may hold them, and what could come back."""
         now_s = self._world.clock.now_s
         held = tuple(
-            (key, envelope.body, envelope.receive_count, max(0.0, round(envelope.visible_at_s - now_s, 6)), tuple(sorted(envelope.receipts)))
+            (
+                key,
+                envelope.body,
+                envelope.receive_count,
+                max(0.0, round(envelope.visible_at_s - now_s, 6)),
+                tuple(sorted(envelope.receipts)),
+            )
             for key, envelope in sorted(self._envelopes.items())
         )
         return (held, tuple(sorted(self._lost)) if self._world.redeliveries else (), tuple(self.buried()))

@@ -80,11 +80,11 @@ class Protocol:
     # --- what can happen --------------------------------------------------------------------------------------
 
     def actions(self) -> Sequence[Action]:
-        """Starts, steps of who is ready, failures and deaths while the budget lasts, and the passing of time."""
+        """List starts, steps of who is ready, failures and deaths while the budget lasts, and the passing of time."""
         return [*self.progress(), *self._mishaps()]
 
     def progress(self) -> list[Action]:
-        """What happens by itself sooner or later, failures not included."""
+        """List what happens by itself sooner or later, failures not included."""
         actions: list[Action] = [("start", str(n)) for n, front in enumerate(self.fronts) if front is None]
         for process in self._alive():
             assert process.waiting is not None  # noqa: S101
@@ -128,17 +128,17 @@ class Protocol:
     def _start(self, number: int) -> None:
         ask = self.scenario.asks[number]
         front = new_front(self, number, self.parts.front_type)
-        call = new_call(self, ask.client, ask.key, asynchronous=ask.asynchronous)
+        arrival_at_s = self.clock.now_s
 
         def body() -> Hashable:
             try:
-                result = front.infer(call)
+                result = front.infer(new_call(front, ask.client, ask.key, asynchronous=ask.asynchronous, arrival_at_s=arrival_at_s))
             except MarkserveError as error:
                 return ("refused", type(error).__name__)
             return self._outcome(result)
 
         process = Process(f"front {number}", body)
-        process.history.append(("arrived", call.arrival_at_s))
+        process.history.append(("arrived", arrival_at_s))
         self.fronts[number] = process
         self._resume(process, None)
 
@@ -247,7 +247,7 @@ class Protocol:
         return f"{client} {tier} {next(self.computed)}"
 
     def check_written(self, before: Answer | None, after: Answer | None, request_id: str) -> None:
-        """An answer that stands is not replaced."""
+        """See that an answer that stands is not replaced."""
         if before is not None and (after is None or label_of(after) != label_of(before)):
             raise Violation(f"the answer of {request_id} was replaced: {label_of(before)!r} by {after and label_of(after)!r}")
 

@@ -66,7 +66,7 @@ SCHEMA.app = gateway
 OPERATIONS = [result.ok() for result in SCHEMA.get_all_operations()]
 
 
-@fuzz(150)
+@fuzz(40)
 @given(st.data())
 def test_no_request_makes_the_front_fail_or_answer_what_the_document_does_not_say(data: st.DataObject) -> None:
     operation = data.draw(st.sampled_from(OPERATIONS))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -12,7 +11,7 @@ import pytest
 from markserve.adapters.memory import MemoryResultStore
 from markserve.attempt import Attempt
 from markserve.errors import Transient
-from markserve.front import Call, Front
+from markserve.front import Front
 from markserve.messages import Answer, StoredResult
 from verification.exactly_once import QUICK, check, main
 from verification.explorer import Explored, explore
@@ -44,7 +43,7 @@ class DeletesFirst(Mailbox):
 class LastWriterWins(MemoryResultStore):
     """Writes without a condition."""
 
-    def put_answer(self, answer: Answer, *, expires_at_s: float) -> bool:
+    def put_answer(self, answer: Answer, **_: float) -> bool:
         known = self._results.get(answer.request_id, StoredResult(request_id=answer.request_id, answer=None))
         self._results[answer.request_id] = msgspec.structs.replace(known, answer=answer)
         return True
@@ -53,8 +52,8 @@ class LastWriterWins(MemoryResultStore):
 class KeysForAll(Front):
     """Takes a key for the same whoever sends it."""
 
-    def _request_id(self, call: Call) -> str:
-        return super()._request_id(replace(call, client="anybody"))
+    def _request_id(self, model: str, _client: str, key: str | None) -> str:
+        return super()._request_id(model, "anybody", key)
 
 
 def broken(scenario: Scenario, **parts: Any) -> Explored:
