@@ -49,8 +49,8 @@ HORIZON_STEPS = 15
 six cycles of scale-in hysteresis changes no decision made now, and the simulator plans 1,440 times a day."""
 
 BUYING_QUANTILE = 0.9
-"""Quantile by which the champion forecaster is chosen. The product takes the one that its last plan bought for; 0.9 is what it
-takes before there is a plan."""
+"""Quantile by which the champion forecaster is chosen before there is a plan; then it is the one that the last plan bought for,
+as in the product (`forecast_cycle.DEFAULT_QUANTILE`)."""
 
 # --- instances --------------------------------------------------------------------------------------------------
 

@@ -127,13 +127,31 @@ class SimulatedFleet:
 
     def drain(self, name: str, *, now_s: float, reason: str) -> None:
         """Give an instance no more work; it ends when its batch does."""
+        if self.leave(name, now_s=now_s, reason=reason):
+            self.stop(name, now_s=now_s)
+
+    def leave(self, name: str, *, now_s: float, reason: str) -> bool:
+        """Record that an instance is not to be counted on; one that serves goes on until `stop`. Return whether it serves."""
         number = self._numbers[name]
         instance = self._alive[number]
         self._alive[number] = move(instance, InstanceState.DRAINING, at_s=now_s, reason=reason)
+        if instance.state is InstanceState.SERVING:
+            self._ends_at_s[number] = math.inf
+            return True
+        self._ends_at_s[number] = now_s
+        self.workers = self.workers.replaced(self.workers.instance != number, [], self._kinds)
+        return False
+
+    def stop(self, name: str, *, now_s: float) -> None:
+        """Give an instance that is leaving no more work; it ends when its batch does."""
+        number = self._numbers[name]
         mine = self.workers.instance == number
-        busy_until_s = float(self.workers.free_at_s[mine][0]) if instance.state is InstanceState.SERVING else now_s
-        self._ends_at_s[number] = max(now_s, busy_until_s)
+        self._ends_at_s[number] = max(now_s, float(self.workers.free_at_s[mine][0]))
         self.workers = self.workers.replaced(~mine, [], self._kinds)
+
+    def batch_latency_s(self, name: str) -> float:
+        """T(b) at an instance's batch limit."""
+        return self._kinds[self._kind_index[self._alive[self._numbers[name]].offering.instance_type]].limits.batch_latency_s
 
     def kill(self, name: str, *, now_s: float, reason: str) -> None:
         """End an instance under its work: the cloud takes it back without a drain."""
@@ -172,7 +190,8 @@ class SimulatedFleet:
         for number, instance in list(self._alive.items()):
             if instance.state is not InstanceState.DRAINING:
                 self._alive[number] = move(instance, InstanceState.DRAINING, at_s=now_s, reason=SIMULATION_ENDS)
-            self._end(number, max(now_s, self._ends_at_s.get(number, now_s)), self._alive[number].end_reason or "")
+            ends_at_s = self._ends_at_s.get(number, now_s)
+            self._end(number, max(now_s, ends_at_s) if math.isfinite(ends_at_s) else now_s, self._alive[number].end_reason or "")
 
     def _end(self, number: int, at_s: float, reason: str, *, state: InstanceState = InstanceState.TERMINATED) -> None:
         instance = self._alive.pop(number)

@@ -49,7 +49,7 @@ def forecaster(model: str, name: str) -> Callable[[View], Forecast | None]:
             state,
             known,
             terms=terms,
-            quantile=BUYING_QUANTILE,
+            quantile=BUYING_QUANTILE if view.bought_quantile is None else view.bought_quantile,
             until_s=view.history_until_s,
             serve=None if name == BEST else name,
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from markserve.core.lifecycle import serves_until_s
 from markserve.core.types import CapacityType, Instance, InstanceState
 from simulator.assumptions import DRY_POOL_S, NO_NOTICE_SHARE, POOL_EVENT_SPREAD_S, SPOT_NOTICE_S
 from simulator.fleet import INTERRUPTED, WITHOUT_NOTICE, SimulatedFleet
@@ -24,7 +25,7 @@ class Incident:
     number: int
     """Order of incidents at the same instant."""
     kind: str
-    """pool, ordered, ordered-end, notice, end or alarm."""
+    """pool, ordered, ordered-end, notice, stop, end or alarm."""
     subject: str = ""
     """Pool key, instance id, or the alarm's reason."""
     share: float = 0.0
@@ -103,7 +104,10 @@ class Incidents:
         return [pool[int(i)] for i in picked]
 
     def notify(self, incident: Incident) -> bool:
-        """Drain on a notice and avoid the pool, as `lifecycle_events` does; return whether anything changed."""
+        """Count on it no longer and avoid the pool, as `lifecycle_events` does; return whether anything changed.
+
+        The worker serves on until shortly before its end, as `worker.lifeline` does.
+        """
         instance = self._fleet.find(incident.subject)
         if instance is None:
             return False
@@ -112,8 +116,15 @@ class Incidents:
         self.add(incident.at_s + SPOT_NOTICE_S, "end", incident.subject)
         if instance.state is InstanceState.DRAINING:
             return False
-        self._fleet.drain(incident.subject, now_s=incident.at_s, reason=INTERRUPTED)
+        if self._fleet.leave(incident.subject, now_s=incident.at_s, reason=INTERRUPTED):
+            stops_at_s = serves_until_s(incident.at_s + SPOT_NOTICE_S, batch_latency_s=self._fleet.batch_latency_s(incident.subject))
+            self.add(max(incident.at_s, stops_at_s), "stop", incident.subject)
         return True
+
+    def stop(self, incident: Incident) -> None:
+        """Let an instance that is leaving take no more work."""
+        if self._fleet.find(incident.subject) is not None:
+            self._fleet.stop(incident.subject, now_s=incident.at_s)
 
     def end(self, incident: Incident) -> Instance | None:
         """Take an instance back, finished or not; return it if it was still there."""
@@ -122,5 +133,7 @@ class Incidents:
             return None
         noticed = instance.state is InstanceState.DRAINING and instance.end_reason == INTERRUPTED
         self.interruptions += not noticed
+        if not noticed:
+            self.mark_dry(instance.offering.key, incident.at_s)
         self._fleet.kill(incident.subject, now_s=incident.at_s, reason=INTERRUPTED if noticed else WITHOUT_NOTICE)
         return instance

@@ -49,6 +49,8 @@ class View:
     """Arrivals of the last whole minute; None where the trace does not know them."""
     shape: tuple[float, ...] = ()
     """How load varies within a step; see `core.arrivals.window_shape`."""
+    bought_quantile: float | None = None
+    """Quantile that the policy's last plan bought for; None before there is one."""
     is_first: bool = False
     """Whether the simulation starts here: history then holds the first step's rate, and launches serve at once."""
 
@@ -143,6 +145,7 @@ class PlannedPolicy:
         self._tunables = tunables
         self._forecast = forecast
         self._latest: Forecast | None = None
+        self._bought_quantile: float | None = None
         self._is_monitored = is_monitored
         self._limits = feasible_limits(profile, self._demand(None, None, (), at_risk=False).latency_budget_s)
 
@@ -153,7 +156,7 @@ class PlannedPolicy:
     def decide(self, view: View) -> Decision:
         """Plan as the plan function does: once a step on a new forecast, on the last one when it is urgent."""
         if view.trigger is Trigger.SCHEDULE:
-            self._latest = self._forecast(view)
+            self._latest = self._forecast(replace(view, bought_quantile=self._bought_quantile))
         forecast = self._latest
         measured = max((rate for rate in view.history[-2:] if rate is not None), default=None)
         plan = plan_capacity(
@@ -168,6 +171,7 @@ class PlannedPolicy:
             default_step_s=STEP_S,
             default_steps=HORIZON_STEPS,
         )
+        self._bought_quantile = plan.models[0].quantile
         return _decision(plan, forecast)
 
     def monitor(self) -> Monitor | None:

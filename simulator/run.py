@@ -162,6 +162,8 @@ class Run:
                     self._incidents.strike_largest(incident)
                 case "notice":
                     urgent = Trigger.INTERRUPTION if self._incidents.notify(incident) else urgent
+                case "stop":
+                    self._incidents.stop(incident)
                 case "end":
                     urgent = Trigger.INTERRUPTION if self._end_instance(incident) else urgent
                 case _:

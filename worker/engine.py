@@ -314,7 +314,7 @@ class Engine:
         with self.changed:
             limits = self._pacing.limits
             return WorkerStats(
-                service_rate_rps=limits.service_rate_rps,
+                service_rate_rps=limits.service_rate_rps if self._is_accepting() else 0.0,
                 batch_latency_s=limits.batch_latency_s,
                 max_batch_size=limits.max_batch_size,
                 queue_depth=self._queue_depth,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from markserve.core.lifecycle import serves_until_s
 from markserve.core.types import Instance, InstanceState
 from markserve.errors import ConfigurationError, StaleWrite, Transient
 from markserve.messages import InstanceDrained, InstanceReady
@@ -14,6 +15,7 @@ from worker.engine import Engine
 
 NOT_YET_DRAINING = (InstanceState.REQUESTED, InstanceState.WARMING, InstanceState.SERVING)
 RETRY_S = 0.5
+NOTICE = "spot interruption notice"
 
 
 class Lifeline:
@@ -42,6 +44,7 @@ class Lifeline:
         self._clock = clock
         self._versions = versions
         self._is_drain_recorded = False
+        self._is_leaving = False  # told of an interruption, and serving on until just before it
 
     def announce_ready(self, *, patience_s: float, pause: Callable[[float], object]) -> None:
         """Record that this instance serves, and say so.
@@ -76,19 +79,27 @@ class Lifeline:
         else:
             if instance.state not in NOT_YET_DRAINING:
                 self._is_drain_recorded = True
-                self._engine.drain(f"the registry says {instance.state}: {instance.end_reason or instance.reason}")
+                if instance.state is InstanceState.DRAINING:
+                    self.heed_interruption()  # the event may have been faster than our own look at the notice
+                if not (self._is_leaving and instance.state is InstanceState.DRAINING):
+                    self._engine.drain(f"the registry says {instance.state}: {instance.end_reason or instance.reason}")
         self._engine.follow(self._parameters.get(self._model))
         self._record_drain()
 
     def heed_interruption(self) -> None:
-        """Drain in time if the instance is about to be taken away."""
+        """If the instance is about to be taken away, serve on, but drain in time."""
         try:
             ends_at_s = self._interruption.pending()
         except Transient as error:
             logger.warning("the instance metadata did not answer: %s", error)
             return
-        if ends_at_s is not None:
-            self._engine.drain("spot interruption notice", finish_by_s=ends_at_s)
+        if ends_at_s is None:
+            return
+        if not self._is_leaving:
+            logger.info("%s: ends in %.0f s", NOTICE, ends_at_s - self._clock())
+        self._is_leaving = True
+        if self._clock() >= serves_until_s(ends_at_s, batch_latency_s=self._engine.stats().batch_latency_s):
+            self._engine.drain(NOTICE, finish_by_s=ends_at_s)
 
     def conclude(self) -> None:
         """After a drain: leave the last figures, and say that this instance can go."""
@@ -109,8 +120,8 @@ class Lifeline:
         return self._instances.heartbeat(self._instance_id, at_s=self._clock(), stats=stats)
 
     def _record_drain(self) -> None:
-        """Record a drain that began here, so that nobody counts on this instance."""
-        reason = self._engine.drain_reason
+        """Record a drain that began here, or is about to, so that nobody plans with this instance."""
+        reason = self._engine.drain_reason or (NOTICE if self._is_leaving else None)
         if reason is None or self._is_drain_recorded:
             return
         try:

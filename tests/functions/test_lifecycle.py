@@ -296,6 +296,16 @@ def test_state_change_asks_for_a_replacement_when_a_serving_instance_is_gone() -
 
     assert world.states == {RECORDED_ID: "failed"}
     assert world.events.events == [InstanceInterrupted(model=MODEL, instance_id=RECORDED_ID, at_s=NOW_S, notice="state_terminated")]
+    assert world.control.claims("unavailable/", now_s=NOW_S) == []
+
+
+def test_state_change_avoids_the_pool_when_a_spot_instance_is_gone_without_notice() -> None:
+    spot = a_spot_offering()
+    world = World(recorded(offering=spot))
+
+    world.follow("lifecycle_state_change")
+
+    assert world.control.claims("unavailable/", now_s=NOW_S + 179.0) == [f"unavailable/{spot.key}"]
 
 
 def test_state_change_starts_the_warm_up_when_the_cloud_runs_the_instance() -> None:

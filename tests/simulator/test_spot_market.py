@@ -17,9 +17,10 @@ import pytest
 
 from markserve.catalog import load_catalog
 from markserve.core.catalog import INTERRUPTED_PER_MONTH, interruption_rate_per_hour
+from markserve.core.lifecycle import NOTICE_RESERVE_S
 from markserve.core.types import CapacityType
 from markserve.errors import InvalidRequest
-from simulator.assumptions import POOL_EVENT_SPREAD_S
+from simulator.assumptions import POOL_EVENT_SPREAD_S, SPOT_NOTICE_S
 from simulator.fast import FastEngine
 from simulator.interruptions import Ordered, Recorded, hazard_events, read_recorded
 from simulator.market import SpotMarket, spot_market
@@ -188,7 +189,7 @@ def test_bad_interruptions_are_refused(tmp_path: Path, name: str, text: str, mes
         read_recorded(tmp_path / name)
 
 
-def test_interrupted_instances_drain_at_once_and_are_replaced_from_another_pool(tmp_path: Path) -> None:
+def test_interrupted_instances_serve_on_and_are_replaced_at_once_from_another_pool(tmp_path: Path) -> None:
     scenario = a_spot_scenario(tmp_path, rows=STEADY, interrupts=(Ordered(400.5, 1.0),))
     summary = replay(scenario, "mark", tmp_path / "out")
 
@@ -200,7 +201,10 @@ def test_interrupted_instances_drain_at_once_and_are_replaced_from_another_pool(
     for row in taken:
         assert row["capacity_type"] == "spot"
         assert float(row["drain_at_s"]) == 400.5
-        assert 400.5 <= float(row["terminated_at_s"]) < 401.0
+        assert 400.5 + SPOT_NOTICE_S - NOTICE_RESERVE_S - 1.0 <= float(row["terminated_at_s"]) < 400.5 + SPOT_NOTICE_S
+    served = pq.read_table(tmp_path / "out/batches.parquet").to_pylist()
+    late = [b["started_at_s"] for b in served if b["instance_id"] in {row["instance_id"] for row in taken}]
+    assert max(late) > 400.5 + SPOT_NOTICE_S - NOTICE_RESERVE_S - 5.0
     [urgent] = [row for row in table(tmp_path / "out/control.csv") if row["trigger"] == "interruption"]
     assert float(urgent["t_s"]) == 400.5
     replaced = [row for row in bills if 400.5 <= float(row["requested_at_s"]) < 400.5 + 180]
@@ -234,7 +238,12 @@ def test_a_batch_dies_with_an_instance_that_goes_without_notice(tmp_path: Path, 
     assert fast.interruptions >= (3 if can_spill else 2)  # where nothing can spill, less is trusted to spot
     planned_at = [r["t_s"] for r in table(folder / "control.csv") if r["trigger"] == "interruption"]
     assert planned_at == (["200.03", "400.11", "600.02"] if can_spill else ["200.03", "600.02"])
-    gone = {row["instance_id"] for row in table(folder / "instances.csv") if row["end_reason"] == "interrupted without notice"}
+    bills = table(folder / "instances.csv")
+    ended = {float(row["terminated_at_s"]): (row["instance_type"], row["zone"]) for row in bills if "without notice" in row["end_reason"]}
+    for at_s, pool in ended.items():  # the pool is avoided, as after a notice
+        soon = [row for row in bills if at_s <= float(row["requested_at_s"]) < at_s + 180.0 and row["capacity_type"] == "spot"]
+        assert pool not in {(row["instance_type"], row["zone"]) for row in soon}
+    gone = {row["instance_id"] for row in bills if row["end_reason"] == "interrupted without notice"}
     batches = pq.read_table(folder / "batches.parquet")
     lost = {
         (batch, name)

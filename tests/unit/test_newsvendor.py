@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from markserve.core.newsvendor import equally_likely_rps, lumpy_demand_rps, sustained_rps
+from markserve.core.newsvendor import equally_likely_rps, launch_share, lumpy_demand_rps, sustained_rps
 
 RATES = st.lists(st.floats(0.0, 1000.0), min_size=1, max_size=30)
 
@@ -59,3 +59,32 @@ def test_likely_rates_rise_and_stay_within_twice_the_spread(levels: list[float])
     assert list(likely) == sorted(likely)
     assert likely[0] >= 0
     assert likely[-1] <= quantiles[0.99] + 1e-6
+
+
+@given(ratio=st.floats(0.001, 0.999), launch_s=st.floats(0.0, 600.0), longer_s=st.floats(0.0, 600.0))
+def test_share_that_pays_a_launch_rises_with_it_and_stays_between_the_rent_and_all_of_the_lump(
+    ratio: float, launch_s: float, longer_s: float
+) -> None:
+    share = launch_share(ratio, launch_s=launch_s, review_s=120.0)
+
+    assert ratio * (1 - 1e-12) <= share <= min(1.0, ratio * (1 + launch_s / 120.0)) + 1e-12
+    assert launch_share(ratio, launch_s=launch_s + longer_s, review_s=120.0) >= share - 1e-12
+
+
+@pytest.mark.parametrize("use", [0.1, 0.3, 0.6, 0.9])
+def test_launch_breaks_even_at_its_share_when_each_review_finds_it_needed_with_that_chance(use: float) -> None:
+    import random
+
+    rng = random.Random(1)  # not for secrets
+    launch_s, review_s = 180.0, 120.0
+    held_s = []
+    for _ in range(40_000):
+        reviews = 1
+        while rng.random() < use:
+            reviews += 1
+        held_s.append(reviews * review_s)
+    mean_s = sum(held_s) / len(held_s)
+    # Rent over launch and holding, per second and capacity, against what spilling the used share would have cost.
+    ratio = use * mean_s / (launch_s + mean_s)
+
+    assert launch_share(ratio, launch_s=launch_s, review_s=review_s) == pytest.approx(use, rel=0.02)

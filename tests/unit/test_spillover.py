@@ -138,6 +138,12 @@ def test_rejection_states_a_finite_time_when_the_backlog_never_ends() -> None:
     assert admission(fleet=stuck).retry_after_s == 60.0
 
 
+def test_view_counts_a_worker_that_serves_on_after_its_spot_notice() -> None:
+    leaving = an_instance(instance_id="i-1", state=InstanceState.DRAINING, stats=worker_stats(service_rate_rps=50.0))
+
+    assert fleet_view([leaving], NOW_S, 15.0).service_rate_rps == 50.0
+
+
 def test_view_counts_workers_when_they_were_heard_of_lately() -> None:
     heard = an_instance(instance_id="i-1", stats=worker_stats(service_rate_rps=50.0, batch_latency_s=0.05, queue_depth=3, in_flight=2))
     later = an_instance(
@@ -146,9 +152,9 @@ def test_view_counts_workers_when_they_were_heard_of_lately() -> None:
         stats=worker_stats(service_rate_rps=80.0, batch_latency_s=0.03, queue_depth=7, transport_s=0.2),
     )
     silent = an_instance(instance_id="i-3", heartbeat_at_s=NOW_S - 20)
-    draining = an_instance(instance_id="i-4", state=InstanceState.DRAINING)
+    drained = an_instance(instance_id="i-4", state=InstanceState.DRAINING, stats=worker_stats(service_rate_rps=0.0))
 
-    view = fleet_view([heard, later, silent, draining], NOW_S + 2, 15.0)
+    view = fleet_view([heard, later, silent, drained], NOW_S + 2, 15.0)
 
     assert view == FleetView(
         serving_instances=2,

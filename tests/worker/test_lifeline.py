@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from markserve.adapters.memory import MemoryInstanceRegistry
+from markserve.core.lifecycle import NOTICE_RESERVE_S
 from markserve.core.tunables import Tunables
 from markserve.core.types import InstanceState
 from markserve.errors import ConfigurationError
@@ -107,12 +108,61 @@ def test_worker_finishes_what_it_holds_when_the_spot_notice_leaves_time() -> Non
     rig = Rig()
     rig.send_async("r1")
     rig.receive()
-    rig.notice.at_s = NOW_S + 120.0
+    rig.notice.at_s = NOW_S + 20.0
 
     rig.lifeline.heed_interruption()
     rig.run_one()
 
     assert rig.answer("r1") is not None
+    assert rig.engine.wait_until_drained(0.0)
+
+
+def test_worker_serves_on_after_a_spot_notice_and_drains_shortly_before_the_end() -> None:
+    rig = Rig()
+    rig.lifeline.announce_ready(patience_s=15.0, pause=rig.clock.pause)
+    rig.notice.at_s = NOW_S + 120.0
+
+    rig.lifeline.heed_interruption()
+    rig.lifeline.beat()
+
+    assert rig.state() is InstanceState.DRAINING  # nobody plans with it any more
+    assert rig.engine.drain_reason is None
+    rig.clock.now_s = NOW_S + 85.0
+    rig.lifeline.heed_interruption()
+    rig.send_async("r1")
+    rig.receive()
+    rig.run_one()
+    assert rig.answer("r1") is not None
+    assert rig.engine.stats().service_rate_rps > 0
+
+    rig.clock.now_s = NOW_S + 120.0 - NOTICE_RESERVE_S
+    rig.lifeline.heed_interruption()
+
+    assert rig.engine.drain_reason == "spot interruption notice"
+    assert rig.engine.stats().service_rate_rps == 0
+
+
+def test_worker_that_hears_of_its_interruption_from_the_registry_first_serves_on() -> None:
+    rig = Rig()
+    rig.lifeline.announce_ready(patience_s=15.0, pause=rig.clock.pause)
+    rig.instances.transition(
+        INSTANCE_ID, expected=(InstanceState.SERVING,), state=InstanceState.DRAINING, at_s=NOW_S, reason="spot interruption warning"
+    )
+    rig.notice.at_s = NOW_S + 120.0
+
+    rig.lifeline.beat()
+
+    assert rig.engine.drain_reason is None
+
+
+def test_worker_that_is_leaving_still_stops_when_told_to() -> None:
+    rig = Rig()
+    rig.lifeline.announce_ready(patience_s=15.0, pause=rig.clock.pause)
+    rig.notice.at_s = NOW_S + 120.0
+    rig.lifeline.heed_interruption()
+
+    rig.engine.drain("SIGTERM")
+
     assert rig.engine.wait_until_drained(0.0)
 
 

@@ -28,6 +28,7 @@ from markserve.adapters.dynamodb_models import DynamoModelStore
 from markserve.adapters.dynamodb_results import DynamoResultStore
 from markserve.adapters.s3 import S3BlobStore
 from markserve.adapters.sqs import SqsWorkQueue
+from markserve.core.lifecycle import NOTICE_RESERVE_S
 from markserve.core.types import InstanceState
 from markserve.messages import Answer, TensorSpec
 from tests.builders import a_model_record, a_request, a_tensor, an_instance
@@ -151,7 +152,7 @@ def test_worker_serves_from_the_queue_and_leaves_in_order_on_a_spot_notice(stack
             stack.queue.send(request)
         _eventually(lambda: all(stack.answer(f"r{number}") for number in range(5)), stack)
 
-        stack.metadata.announce_interruption(time.time() + 120.0)
+        stack.metadata.announce_interruption(time.time() + NOTICE_RESERVE_S)
 
         assert process.wait(PATIENCE_S) == 0, stack.log()
     finally:

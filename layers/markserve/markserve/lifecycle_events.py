@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from markserve.core.lifecycle import observe_cloud_state
-from markserve.core.types import Instance, InstanceState
+from markserve.core.types import CapacityType, Instance, InstanceState
 from markserve.lifecycle_context import ALREADY_STARTED, DRY_POOL_S, LifecycleContext, Outcome
 from markserve.messages import InstanceDrained, InstanceInterrupted, InstanceReady, decode, encode, from_plain
 from markserve.telemetry import logger
@@ -57,13 +57,15 @@ def _follow_state(detail: Mapping[str, Any], ctx: LifecycleContext) -> Outcome:
         )
     if decision.state is InstanceState.FAILED:
         # Capacity is gone without a drain: a spot interruption whose notice was lost, or somebody's hand.
+        if instance.offering.capacity_type is CapacityType.SPOT:
+            ctx.mark_dry(instance.offering)
         _ask_for_replacement(instance, f"state_{changed.state}", ctx)
     outcome = Outcome(event=f"instance_{decision.state}", reason=decision.reason)
     return ctx.log(outcome, model=instance.model, subject=instance.instance_id)
 
 
 def _follow_interruption(detail: Mapping[str, Any], ctx: LifecycleContext) -> Outcome:
-    """Drain at once, avoid the pool, and ask for a replacement: the notice leaves two minutes at best."""
+    """Count on it no longer, avoid the pool, and ask for a replacement; the worker serves on for as long as the notice allows."""
     warned, instance = _of_ours(detail, ctx)
     if instance is None:
         return _not_ours(warned.instance_id)

@@ -9,7 +9,7 @@ from enum import StrEnum
 from itertools import pairwise
 
 from markserve.core.cost import newsvendor_quantile
-from markserve.core.newsvendor import equally_likely_rps, lumpy_demand_rps, sustained_rps
+from markserve.core.newsvendor import equally_likely_rps, launch_share, lumpy_demand_rps, sustained_rps
 from markserve.core.types import Forecast, require
 
 MAX_STEPS = 500
@@ -107,20 +107,35 @@ class Buying:
     lump_rps: float
     """Capacity of the instance that one more would be."""
     cost_ratio: float
-    """Cost of an instance's request over the cost of one that finds no instance."""
+    """Share of the lump that must be expected to be used: the cost of an instance's request over the cost of one that finds
+    no instance, and what the launch adds to it."""
     reason: str
 
 
 def buying_rule(
-    *, demand_quantile: float, spill_usd_per_request: float | None, worker_usd_per_request: float | None, lump_rps: float
+    *,
+    demand_quantile: float,
+    spill_usd_per_request: float | None,
+    worker_usd_per_request: float | None,
+    lump_rps: float,
+    launch_s: float = 0.0,
+    review_s: float = 60.0,
 ) -> Buying:
     """Choose how much to buy: the operator's quantile, else the newsvendor's rule at live prices.
 
-    Without a spillover tier a shortfall is a failed request; it counts as `1 / MISS_COST_RATIO` times its place on a worker.
+    Without a spillover tier a shortfall is a failed request; it counts as `1 / MISS_COST_RATIO` times its place on a worker,
+    whatever a launch costs: that protects the objective, and does not weigh dollars.
 
+    Parameters
+    ----------
+    launch_s, review_s
+        Rent that a launch costs, and the least time that an instance is held; see `newsvendor.launch_share`.
+
+    Examples
+    --------
     >>> rule = buying_rule(demand_quantile=0.0, spill_usd_per_request=2e-6, worker_usd_per_request=5e-7, lump_rps=40.0)
     >>> rule.cost_ratio, rule.reason
-    (0.25, 'newsvendor: a million requests cost $2.000 spilled, $0.500 on a worker of 40.0 rps')
+    (0.25, 'newsvendor: a million requests cost $2.000 spilled, $0.500 on a worker of 40.0 rps used to 25 % at least')
     """
     if demand_quantile > 0:
         return Buying(quantile=demand_quantile, lump_rps=lump_rps, cost_ratio=1 - demand_quantile, reason="set by demand-quantile")
@@ -133,13 +148,14 @@ def buying_rule(
             cost_ratio=MISS_COST_RATIO,
             reason=f"newsvendor: nothing can spill, and a request that fails counts as {1 / MISS_COST_RATIO:.0f} on a worker",
         )
+    ratio = 1 - newsvendor_quantile(spill_cost_per_request_usd=spill_usd_per_request, worker_cost_per_request_usd=worker_usd_per_request)
+    share = launch_share(ratio, launch_s=launch_s, review_s=review_s)
     return Buying(
         quantile=None,
         lump_rps=lump_rps,
-        cost_ratio=1
-        - newsvendor_quantile(spill_cost_per_request_usd=spill_usd_per_request, worker_cost_per_request_usd=worker_usd_per_request),
+        cost_ratio=share,
         reason=f"newsvendor: a million requests cost ${spill_usd_per_request * 1e6:.3f} spilled, "
-        f"${worker_usd_per_request * 1e6:.3f} on a worker of {lump_rps:.1f} rps",
+        f"${worker_usd_per_request * 1e6:.3f} on a worker of {lump_rps:.1f} rps used to {100 * share:.0f} % at least",
     )
 
 

@@ -208,7 +208,7 @@ class Choice:
             most = min(most, room.fits(candidate.offering))
         else:
             is_tie = len(bids) > 1 and bids[1].order[:4] == best.order[:4]  # then rank decides, and changes
-            most = 1 if is_tie else min(most, self._number_idle(candidate))
+            most = 1 if is_tie else min(most, self.number_idle(candidate))
         if candidate.is_spot and most > 1:
             refused = (n for n in range(2, most + 1) if self.task.spot_refusal(self.holding.plus([(candidate, n)])) is not None)
             most = next(refused, most + 1) - 1
@@ -218,7 +218,8 @@ class Choice:
         """How many instances like this one are there."""
         return len(self._members[self._head[candidate.key].key])
 
-    def _number_idle(self, candidate: Candidate) -> int:
+    def number_idle(self, candidate: Candidate) -> int:
+        """How many instances like this one are there and not chosen."""
         return self.number_there(candidate) - self.numbers.get(self._head[candidate.key].key, 0)
 
     def _refusal(self, bid: Bid, room: Room) -> str | None:

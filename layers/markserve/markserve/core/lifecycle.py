@@ -21,6 +21,9 @@ LAUNCH_TIMEOUT_FACTOR = 3.0
 LEAST_LAUNCH_TIMEOUT_S = 60.0
 MEASUREMENT_LIMIT_S = 2700.0
 """Longest life of an instance that measures: a launch, and some thousand batches of a slow model."""
+NOTICE_RESERVE_S = 25.0
+"""What a worker leaves of an interruption notice to end in order: the longest poll of its queue (SQS allows 20 s), its answers, and
+the seconds by which clocks and looks at the notice may be late."""
 
 LEGAL_TRANSITIONS: Mapping[InstanceState, frozenset[InstanceState]] = {
     InstanceState.REQUESTED: frozenset({InstanceState.WARMING, InstanceState.SERVING, InstanceState.DRAINING, InstanceState.FAILED}),
@@ -62,6 +65,18 @@ def move(instance: Instance, state: InstanceState, *, at_s: float, reason: str) 
             return replace(instance, state=state, drain_at_s=at_s, end_reason=reason)
         case _:
             return replace(instance, state=state, terminated_at_s=at_s, end_reason=reason)
+
+
+def serves_until_s(ends_at_s: float, *, batch_latency_s: float) -> float:
+    """Instant until which a worker takes requests that is told of its end at `ends_at_s`.
+
+    A launch takes longer than the two minutes of a spot notice, so until then every request it serves is one that
+    would be spilled. What is taken last has to be computed, one batch behind another.
+
+    >>> serves_until_s(120.0, batch_latency_s=0.5)
+    94.0
+    """
+    return ends_at_s - NOTICE_RESERVE_S - 2 * batch_latency_s
 
 
 class Step(StrEnum):

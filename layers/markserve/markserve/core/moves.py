@@ -45,6 +45,7 @@ def single_moves(choice: Choice, _: Room) -> Iterator[Move]:
     """Drop, add or exchange one offering; or two single ones for one or two of another."""
     for last in choice.last_kept:
         yield Move(removed=((last, 1),), added=())
+    yield from _kept_swaps(choice)
     planned = choice.launched
     offers = searched(choice)
     for offer in offers:
@@ -143,6 +144,22 @@ def _swaps(one: Candidate, removed: int, offers: Sequence[Candidate]) -> Iterato
             fewest = math.floor(removed * one.capacity_rps / offer.capacity_rps)
             for added in sorted({1 if removed <= EACH_NUMBER else fewest, max(1, fewest), fewest + 1}):
                 yield Move(removed=((one, removed),), added=((offer, added),))
+
+
+def _kept_swaps(choice: Choice) -> Iterator[Move]:
+    """Keep other instances of those that are there: some of one kind for about the same capacity of another that is not chosen."""
+    kept = [(c, n) for c, n in choice.counted if not c.is_new]
+    for idle in choice.idle:
+        most = choice.number_idle(idle)
+        for one, number in kept:
+            if choice.head(one).key != choice.head(idle).key:
+                for removed in _some(number):
+                    fewest = math.floor(removed * one.capacity_rps / idle.capacity_rps)
+                    for added in sorted({1, fewest, fewest + 1} & set(range(1, most + 1))):
+                        yield Move(removed=((one, removed),), added=((idle, added),))
+        for (one, _), (other, _) in combinations(kept, 2):
+            if choice.head(idle).key not in (choice.head(one).key, choice.head(other).key):
+                yield Move(removed=((one, 1), (other, 1)), added=((idle, 1),))
 
 
 def _left(choice: Choice, removed: Counted) -> list[tuple[Candidate, int]]:

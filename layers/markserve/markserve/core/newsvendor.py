@@ -68,6 +68,35 @@ def _interpolated(known: Sequence[float], rates: Mapping[float, float], quantile
     return rates[known[-1]]
 
 
+def launch_share(cost_ratio: float, *, launch_s: float, review_s: float) -> float:
+    """Share of its capacity that one more lump must be expected to serve to be worth a launch.
+
+    The rent during the launch is paid too, and it is lost when the lump is given up soon. What is launched is held until a
+    review, `review_s` later, finds it needless. A lump that is expected to serve the share u is taken to be found needed with
+    probability u each time, so it is held for `1 / (1 - u)` reviews on average. With r the rent of a served request over the
+    cost of spilling it and `rho = launch_s / review_s` it pays from
+
+        u = r (1 + rho (1 - u)),    that is    u = r (1 + rho) / (1 + r rho)
+
+    Regimes: no launch time, r; needed nearly always, r too, as the launch is paid once; r small, `r (1 + rho)`.
+
+    References
+    ----------
+    Dixit, Entry and exit decisions under uncertainty, Journal of Political Economy 97 (1989): with a cost of switching,
+    break-even is not enough to enter. The holding time is our approximation.
+
+    Examples
+    --------
+    >>> [round(launch_share(ratio, launch_s=180.0, review_s=120.0), 3) for ratio in (0.05, 0.2, 0.9)]
+    [0.116, 0.385, 0.957]
+    >>> launch_share(0.2, launch_s=0.0, review_s=120.0)
+    0.2
+    """
+    require(launch_s >= 0 and review_s > 0, f"launch_s must not be negative and review_s positive, got {launch_s} and {review_s}")
+    rho = launch_s / review_s
+    return min(1.0, cost_ratio * (1 + rho) / (1 + cost_ratio * rho))
+
+
 def lumpy_demand_rps(rates_rps: Sequence[float], *, lump_rps: float, cost_ratio: float) -> float:
     """Rate to meet with lumps of `lump_rps` when each of `rates_rps` is equally likely.
 

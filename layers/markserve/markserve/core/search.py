@@ -211,8 +211,9 @@ class Round:
             return False
         if not added:
             return True
-        more = added - sum([n for c, n in move.removed if c.is_new])
-        more_usd = _usd_per_hour(move.added) - _usd_per_hour([(c, n) for c, n in move.removed if c.is_new])
+        bought = [(c, n) for c, n in move.added if c.is_new]
+        more = sum([n for _, n in bought]) - sum([n for c, n in move.removed if c.is_new])
+        more_usd = _usd_per_hour(bought) - _usd_per_hour([(c, n) for c, n in move.removed if c.is_new])
         # A ceiling may have been lowered below what runs already; a move must only not make that worse.
         instances, usd_per_hour = self._room.instances, self._room.usd_per_hour
         return instances - more >= min(0, instances) and usd_per_hour - more_usd >= min(0.0, usd_per_hour) - 1e-9
@@ -263,7 +264,7 @@ def _changes(choice: Choice, move: Move) -> dict[str, tuple[Candidate, int]]:
 
 
 def _room_after(room: Room, move: Move) -> Room:
-    changed = [*move.added, *((c, -n) for c, n in move.removed if c.is_new)]
+    changed = [*((c, n) for c, n in move.added if c.is_new), *((c, -n) for c, n in move.removed if c.is_new)]
     return Room(
         instances=room.instances - sum(n for _, n in changed),
         usd_per_hour=room.usd_per_hour - math.fsum(n * c.offering.price_usd_per_hour for c, n in changed),

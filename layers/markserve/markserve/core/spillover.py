@@ -94,7 +94,8 @@ def fleet_view(instances: Iterable[Instance], now_s: float, heartbeat_timeout_s:
     """Summary of one model's instances as admission sees them.
 
     Serving means recorded as serving *and* heard of within `heartbeat_timeout_s`: a worker that died is not
-    counted on from then. All workers report the same queue, so its depth comes from the latest heartbeat.
+    counted on from then. One that is draining serves as long as it reports a rate: after a spot notice a worker goes on for
+    most of the two minutes. All workers report the same queue, so its depth comes from the latest heartbeat.
 
     Examples
     --------
@@ -105,7 +106,9 @@ def fleet_view(instances: Iterable[Instance], now_s: float, heartbeat_timeout_s:
     serving = [
         i
         for i in alive
-        if i.state is InstanceState.SERVING and i.heartbeat_at_s is not None and now_s - i.heartbeat_at_s <= heartbeat_timeout_s
+        if (i.state is InstanceState.SERVING or (i.state is InstanceState.DRAINING and i.stats.service_rate_rps > 0))
+        and i.heartbeat_at_s is not None
+        and now_s - i.heartbeat_at_s <= heartbeat_timeout_s
     ]
     starting = [
         i.requested_at_s + i.offering.launch_overhead_s for i in alive if i.state in (InstanceState.REQUESTED, InstanceState.WARMING)

@@ -138,7 +138,7 @@ class WorkerStats:
     """What a worker reports with each heartbeat."""
 
     service_rate_rps: float = 0.0
-    """Sustainable rate at its batch limit, from the refitted T(b)."""
+    """Sustainable rate at its batch limit, from the refitted T(b); 0 once it takes no more requests."""
     batch_latency_s: float = 0.0
     """T(b) at the batch limit."""
     max_batch_size: int = 1
