@@ -100,7 +100,7 @@ def _maxima(results: Entry, measured: Mapping[str, Entry]) -> list[str]:
             f"{one['max_rps'] / ceiling_rps(one):.2f}",
             "-" if ratio is None else f"{ratio:.2f}",
             overhead,
-            f"{one['bursty_max_rps']:.0f}",
+            f"{one['bursty_max_rps']:.0f}" if one["bursty_max_rps"] else "no tried rate passed",
         ]
 
     best_first = sorted(measured.items(), key=lambda item: -item[1]["max_rps"])
