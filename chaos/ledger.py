@@ -30,7 +30,7 @@ TIMEOUT_S = 35.0
 ASYNC_POLL_S = 1.0
 ASYNC_PATIENCE_S = 75.0
 """An asynchronous request whose worker died waits for its message to reappear, 30 s, and then for a worker."""
-RETRY_WITHIN_S, RETRY_PAUSE_S = 30.0, 1.0
+RETRY_WITHIN_S, RETRY_PAUSE_S = 60.0, 1.0
 """For how long, and how often, a client with an idempotency key repeats a request that got no response."""
 TOLERANCE = 1e-3
 """Logits of the same model in another batch size differ in the last bits."""
@@ -56,6 +56,8 @@ class Entry:
     status: int = 0
     """HTTP status of the last response; 0 when there was none."""
     error: str = ""
+    is_accepted: bool = False
+    """Whether the server said that it will answer later."""
     request_id: str = ""
     version: str = ""
     """Of the model, as the answer names it."""
@@ -143,7 +145,8 @@ class Ledger:
         if entry.kind == "keyed":
             headers["Idempotency-Key"] = str(uuid.uuid4())
         location = await self._ask(session, "POST", self._infer_url, entry, headers, question)
-        if entry.kind == "async" and entry.status == 202:
+        entry.is_accepted = entry.status == 202
+        if entry.kind == "async" and entry.is_accepted:
             await self._fetch(session, f"{self.endpoint}{location}", entry, question)
         if entry.kind == "keyed":
             await self._repeat(session, entry, headers, question)

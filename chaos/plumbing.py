@@ -65,7 +65,7 @@ def poison_messages(stage: Stage) -> Generator[None, None, None]:
     stage.wait("all of it is in the dead-letter queue", lambda: messages_in(dead) == len(POISONS), within_s=30.0)
 
 
-@scenario("results-throttled", family=5, hold_s=10.0)
+@scenario("results-throttled", family=5, hold_s=10.0, refuses_records=True)
 def results_throttled(stage: Stage) -> Generator[None, None, None]:
     """DynamoDB refuses half of the calls on the results table."""
     code = "ProvisionedThroughputExceededException"

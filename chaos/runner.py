@@ -175,12 +175,13 @@ def judge(
     """Sum a scenario up."""
     entries = list(stage.ledger.entries)
     lost, wrong = [e for e in entries if stage.ledger.is_lost(e)], [e for e in entries if e.right is False]
-    twice = [] if stage.is_gone else doubled(entries)
+    twice = [] if stage.is_gone else doubled(entries, refuses_records=scenario.refuses_records)
     timed = [e for e in entries if e.kind != "async"]
     missed = [e for e in timed if not e.in_time(RT_MAX_S) and e.finished_at_s >= fault_at_s]
     late_until_s = max([fault_at_s, watch.short_until_s(), *(e.finished_at_s for e in missed)])
     found = [*failures, *twice, *(f"request {e.index}: a wrong result from the {e.tier} tier" for e in wrong)]
-    unexcused = [e for e in lost if e.kind != "sync" or not scenario.outage]
+    # With nobody there to accept it, only a request that was accepted, or repeated until somebody is, must be answered.
+    unexcused = [e for e in lost if not scenario.outage or e.is_accepted or e.kind == "keyed"]
     found += [f"request {e.index} ({e.kind}) was lost: {e.status} {e.error}" for e in unexcused]
     return Outcome(
         name=scenario.name,

@@ -42,6 +42,8 @@ class Scenario:
     """From the healing to a fleet that serves again and requests in time again."""
     outage: str = ""
     """Why a synchronous request may get no response at all: nobody is there to give one. Empty: each must get one."""
+    refuses_records: bool = False
+    """Whether the results table refuses writes, so that what a synchronous client got need not stand in it."""
     last: bool = False
     """Whether nothing is left to play on afterwards."""
     short: bool = False
@@ -58,6 +60,7 @@ def scenario(
     hold_s: float = 0.0,
     recover_within_s: float = 60.0,
     outage: str = "",
+    refuses_records: bool = False,
     last: bool = False,
     short: bool = False,
 ) -> Callable[[Act], Act]:
@@ -77,6 +80,7 @@ def scenario(
             hold_s=hold_s,
             recover_within_s=recover_within_s,
             outage=outage,
+            refuses_records=refuses_records,
             last=last,
             short=short,
         )
