@@ -41,13 +41,14 @@ demo: setup ## Run the whole system on this machine under load; RT_MAX=, RATE=, 
 
 # The deployment test builds with SAM; where there is no Python 3.12 to build with, it is skipped and says so.
 test: setup check $(if $(PYTHON312),$(SAM_STAMP)) ## Set up what is needed, then run every check and test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not system' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m system
 
 chaos: setup ## Break the local system in forty ways under load (20 minutes); SCENARIO=, SEED=
 	$(BIN)/markserve chaos $(or $(SCENARIO),all) $(if $(SEED),--seed $(SEED)) $(if $(SCENARIO),,--out docs/reliability.md)
 
 test-fast: setup ## Tests without the ones that start the whole local system
-	$(BIN)/python -m pytest -m 'not system'
+	$(BIN)/python -m pytest -m 'not system' -n 2 --dist loadfile
 
 check: setup ## Lint, format check, types, template; edits nothing
 	$(BIN)/ruff check .
