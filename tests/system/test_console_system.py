@@ -20,6 +20,9 @@ pytestmark = pytest.mark.system
 PICTURES = os.environ.get("MARKSERVE_CONSOLE_PICTURES", "")
 """Folder that the pictures of docs/console.md are written to, on request."""
 
+SCREENS = ((1280, False), (1280, True), (390, False), (390, True)) if PICTURES else ((1280, True), (390, False))
+"""tests/console looks at all four, with data of its own."""
+
 
 def loaded(system: LocalSystem) -> Any:
     """Send requests until the console's own data shows them all."""
@@ -68,7 +71,7 @@ def test_page_draws_the_running_system(system: LocalSystem) -> None:
     loaded(system)
     if PICTURES:
         keep_loaded(system, for_s=100.0)
-    for width, dark in ((1280, False), (1280, True), (390, False), (390, True)):
+    for width, dark in SCREENS:
         with chromium() as started, tab(started, width, dark=dark) as driver:
             opened(driver, system.deployment.api_url)
             driver.execute_script("const m = document.getElementById('minutes'); m.value = '5'; m.dispatchEvent(new Event('change'))")
