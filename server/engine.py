@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from markserve.core.estimators import RateEstimate
 from markserve.core.profiles import LatencyEstimate
 from markserve.core.tunables import Tunables
 from markserve.errors import InvalidRequest, Overloaded
@@ -268,7 +269,15 @@ class Engine:
         estimate = LatencyEstimate(batch_profile(HERE, message.points))
         tunables = Tunables(rt_max_s=self._rt_max_s, spillover_max_concurrency=0)
         if self._pacing is None:
-            self._pacing = Pacing[Held](estimate=estimate, tunables=tunables, max_batch_size=message.max_batch_size, spill_reserve_s=0.0)
+            self._pacing = Pacing[Held](
+                estimate=estimate,
+                tunables=tunables,
+                max_batch_size=message.max_batch_size,
+                spill_reserve_s=0.0,
+                # Whether waiting brings more is asked for spans up to RT_max, and a burst that is over says nothing about them. Requests
+                # arrive here one by one, so a memory that short is steady enough.
+                rate=RateEstimate(time_constant_s=self._rt_max_s),
+            )
         self._is_up = True
         self.ready.set()
         self._schedule()

@@ -7,7 +7,6 @@ socket there, and a model that dies takes nothing else with it.
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import socket
 import sys
@@ -22,13 +21,11 @@ from markserve.messages import InferenceRequest, ModelRecord, Stack, Tensor, Ten
 from markserve.profiling import sample_request
 from markserve.runners import load_runner
 from markserve.stacking import compute_group, run_requests
-from server import channel, measuring
+from server import channel, measuring, scheduling
 from server.channel import GroupFailure, GroupResult, Load, Progress, Ran, Ready, Refused, Run, StackHead
 
 FREE_DIMENSION = 8
 """Size given to a free dimension when the model is tried out."""
-NICENESS = 5
-"""The front goes first where both want one core: what has arrived must be in the accumulator before the next batch closes."""
 
 
 def main(fd: int) -> None:
@@ -36,7 +33,7 @@ def main(fd: int) -> None:
     # The front decides when to end; a signal to the whole group must not cut off what is held.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.nice(NICENESS)
+    scheduling.interactive()
     with socket.socket(fileno=fd) as front:
         front.setblocking(True)
         received = channel.receive(front)

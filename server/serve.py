@@ -18,6 +18,7 @@ import uvloop
 
 from markserve.errors import ConfigurationError
 from markserve.telemetry import logger
+from server import scheduling
 from server.app import App, sweep_forever
 from server.channel import Load
 from server.engine import Engine
@@ -60,6 +61,7 @@ def serve(
     for handler in logger.handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(sys.stderr)  # standard output is for what was asked for
+    scheduling.yielding()
     return uvloop.run(_serve(models, settings, say, on_ready))
 
 

@@ -44,14 +44,22 @@ class Pacing(Generic[ItemT]):
     the budget is for; the reply overhead and the spill reserve (deadline - spill_at) arrive with the requests.
     """
 
-    def __init__(self, *, estimate: LatencyEstimate, tunables: Tunables, max_batch_size: int, spill_reserve_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        estimate: LatencyEstimate,
+        tunables: Tunables,
+        max_batch_size: int,
+        spill_reserve_s: float,
+        rate: RateEstimate | None = None,
+    ) -> None:
         self._max_batch_size = max_batch_size
         self._rt_max_s = tunables.rt_max_s
         self._transport = DecayingQuantile(quantile=OVERHEAD_QUANTILE, value=0.0, window=OVERHEAD_WINDOW)
         self._reply_overhead = DecayingQuantile(quantile=OVERHEAD_QUANTILE, value=0.0, window=OVERHEAD_WINDOW)
         self._spill_reserve_s = spill_reserve_s if tunables.spillover_max_concurrency else 0.0
         self._round_trip = DecayingQuantile(quantile=ROUND_TRIP_QUANTILE, value=RECEIVE_ROUND_TRIP_S, window=ROUND_TRIP_WINDOW)
-        self._rate = RateEstimate()
+        self._rate = rate or RateEstimate()
         self._is_backlogged = False
         self._chosen_budget_s = self.latency_budget_s
         self._chosen_scale = estimate.scale
