@@ -158,6 +158,9 @@ def test_view_counts_workers_when_they_were_heard_of_lately() -> None:
         transport_s=0.2,
         in_flight=2,
         ready_at_s=None,
+        entered=9,
+        members=frozenset({"i-1", "i-2"}),
+        viewed_at_s=NOW_S + 1,
     )
     assert view.backlog == 9
     assert view.backlog_s == pytest.approx(9 / 130)

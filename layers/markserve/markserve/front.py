@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from markserve.attempt import GRACE_S, KEPT_TTL_S, POLL_MIN_S, RETRY_AFTER_S, Attempt
+from markserve.core.admitted_share import lot_of
 from markserve.core.slo_class import SloClass, class_objective
 from markserve.core.spillover import Admission, AdmissionAction, admit, poll_delays_s
 from markserve.core.traffic import choose_version
@@ -305,6 +306,8 @@ class Front:
                 spill_available=spill_available,
                 keeps_reserve=self.view.keeps_reserve(record, self._ports.parameters.get(record.model)),
                 asynchronous=call.is_deferred,
+                admitted=self.view.admitted(record, self._ports.parameters.get(record.model).slo),
+                lot=lot_of(call.chosen.request_id),
             )
         self.metrics.arrival(record.model, at_s=call.arrival_at_s)
         if admission.action is AdmissionAction.REJECT:
