@@ -144,6 +144,7 @@ def _sheds_head(waiting, limit, latencies, head_by_s, now_s, rate_rps):  # type:
 def _admitted_until_s(  # type: ignore[no-untyped-def]
     arrival_s,
     is_turned_away,
+    viewed_at_s,
     now_s,
     queued,
     in_flight,
@@ -174,6 +175,8 @@ def _admitted_until_s(  # type: ignore[no-untyped-def]
     batch_size = max(1.0, total_rps * latency_s / serving)
     takes = math.floor(queued / batch_size + 1e-9) + 0.5 * min(1.0, in_flight / serving)
     free_in_s = takes * batch_size / total_rps
+    if spills_late:
+        free_in_s = max(0.0, free_in_s - max(0.0, now_s - viewed_at_s))
     wait_s = max(0.0, free_in_s) + compute_s
     probe_s = compute_s + free_in_s if spills_late else compute_s
     if now_s + wait_s - answer_by_s <= 0 or (free_in_s <= latency_s and now_s + probe_s <= answer_by_s):
@@ -251,6 +254,7 @@ def _advance(  # type: ignore[no-untyped-def]  # noqa: C901  # one loop over eve
             by_s = _admitted_until_s(
                 arrival_s[coming],
                 lots[coming] >= admitted_share,
+                now_s if seen_queued < 0 else from_s,
                 now_s,
                 tail - head if seen_queued < 0 else seen_queued,
                 in_flight if seen_queued < 0 else seen_in_flight,

@@ -107,7 +107,7 @@ class _Window:
 
     def _fleet_view(self, now_s: float) -> FleetView:
         fleet, seen = fleet_at(self._workers, self._kinds, now_s, queued=len(self._queue)), self._views.seen
-        return fleet if seen is None else replace(fleet, queue_depth=seen.queued, in_flight=seen.in_flight)
+        return fleet if seen is None else replace(fleet, queue_depth=seen.queued, in_flight=seen.in_flight, viewed_at_s=seen.at_s)
 
     def _serving(self, now_s: float) -> list[int]:
         return [w for w in range(self._workers.size) if self._workers.serving_at_s[w] <= now_s]

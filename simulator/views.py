@@ -25,6 +25,7 @@ LOT_SCALE = 7919.123
 class Seen:
     """The queue at the last heartbeat."""
 
+    at_s: float
     queued: int
     in_flight: int
 
@@ -59,7 +60,7 @@ class Views:
 
     def _look(self, requests: Requests, workers: Workers, now_s: float) -> None:
         fleet = fleet_at(workers, self._kinds, now_s, queued=int(np.count_nonzero(requests.state == WAITING)))
-        self.seen = Seen(queued=fleet.queue_depth, in_flight=fleet.in_flight)
+        self.seen = Seen(at_s=now_s, queued=fleet.queue_depth, in_flight=fleet.in_flight)
         if fleet.serving_instances:
             self.admitted = revise_share(
                 self.admitted,

@@ -122,7 +122,7 @@ class FrontView:
     def admitted(self, record: ModelRecord, slo: Slo) -> AdmittedShare:
         """Share of the model's requests that its workers can use; revised when they have reported anew."""
         fleet, known = self.fleet(record.model), self._admitted.get(record.model, AdmittedShare())
-        if fleet.serving_instances and fleet.viewed_at_s != known.viewed_at_s:
+        if fleet.viewed_at_s is not None and fleet.viewed_at_s != known.viewed_at_s:
             known = revise_share(
                 known,
                 entered=fleet.entered,

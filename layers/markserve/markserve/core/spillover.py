@@ -48,8 +48,8 @@ class FleetView:
     """Requests that the serving instances have finished, given up, failed or hold, and those in the queue."""
     members: frozenset[str] = frozenset()
     """The serving instances."""
-    viewed_at_s: float = 0.0
-    """Latest heartbeat of any of them."""
+    viewed_at_s: float | None = None
+    """Latest heartbeat of any of them; None for a view of this moment."""
 
     def has_loaded(self, version: str, *, live: str) -> bool:
         """Whether no worker would have to load `version` first; of workers that do not say, that is taken of the live one."""
@@ -78,6 +78,15 @@ class FleetView:
         batch_size = max(1.0, self.service_rate_rps * self.batch_latency_s / self.serving_instances)
         takes = math.floor(self.queue_depth / batch_size + 1e-9) + 0.5 * min(1.0, self.in_flight / self.serving_instances)
         return takes * batch_size / self.service_rate_rps
+
+    def free_in_s(self, now_s: float) -> float:
+        """Time until a worker takes up a new request, had nothing arrived since the view.
+
+        What did arrive since is known by its rate (`core.admitted_share`). To take the queue of a second ago for that of now
+        would turn work away for as long as the view lasts, over a queue that has gone in a tenth of that.
+        """
+        age_s = 0.0 if self.viewed_at_s is None else max(0.0, now_s - self.viewed_at_s)
+        return max(0.0, self.wait_s - age_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,7 +138,7 @@ def fleet_view(instances: Iterable[Instance], now_s: float, heartbeat_timeout_s:
         ready_at_s=min((at_s for at_s in starting if at_s >= now_s), default=None),
         entered=sum(_entered(i.stats) for i in serving) + (latest.stats.queue_depth if latest else 0),
         members=frozenset(i.instance_id for i in serving),
-        viewed_at_s=(latest.heartbeat_at_s or 0.0) if latest else 0.0,
+        viewed_at_s=latest.heartbeat_at_s if latest else None,
     )
 
 
@@ -255,12 +264,13 @@ def admit(
     if spills_late and admitted.turns_away(lot):
         return _spill_at_once(deadline_at_s, now_s, f"spilled at arrival: {admitted.reason}")
     answer_by_s = deadline_at_s if spill_at_s is None else spill_at_s
-    wait_s = max(fleet.transport_s, fleet.wait_s) + compute_s
+    free_in_s = fleet.free_in_s(now_s) if spills_late else fleet.wait_s
+    wait_s = max(fleet.transport_s, free_in_s) + compute_s
     late_s = now_s + wait_s - answer_by_s
     # Even an empty fleet needs T(b): a request so old that this is too long is not worth a probe. Nor is one that the queue
     # itself makes late where it would be spilled late for it.
-    probe_s = compute_s + fleet.wait_s if spills_late else compute_s
-    probe = fleet.wait_s <= fleet.batch_latency_s and now_s + probe_s <= answer_by_s
+    probe_s = compute_s + free_in_s if spills_late else compute_s
+    probe = free_in_s <= fleet.batch_latency_s and now_s + probe_s <= answer_by_s
 
     if late_s <= 0 or probe:
         return Admission(
