@@ -43,6 +43,8 @@ WINDOW_S = 5.0
 """Counting window; MArk's prototype, and `Settings.window_s`."""
 STEP_S = 60.0
 """Control cycle; MArk's prototype, and `Settings.step_s`."""
+HEARTBEAT_S = 1.0
+"""Between two views of the fleet; `Settings.heartbeat_s` and the front's cache."""
 WINDOWS_PER_STEP = round(STEP_S / WINDOW_S)
 HORIZON_STEPS = 15
 """Steps ahead that are forecast. Assumption: the product's setting is 60, but a step beyond the launch delay and the

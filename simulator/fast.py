@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numba
@@ -16,8 +17,9 @@ import numpy as np
 from markserve.core.batch_limits import EPSILON_S
 from markserve.core.batching import UTILIZATION_BOUND
 from markserve.core.spillover import QUEUE_LIMIT
-from simulator.service import Kind
+from simulator.service import Floats, Kind
 from simulator.state import COMING, SETTLED, WAITING, Batches, Requests, Terms, Workers
+from simulator.views import Views
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -30,6 +32,7 @@ class FastEngine:
 
     def __init__(self, kinds: Sequence[Kind], terms: Terms) -> None:
         self._terms = terms
+        self._views = Views(kinds, terms)
         self._last_answer_by_s = -math.inf
         most = max((kind.limits.max_batch_size for kind in kinds), default=1) + 1
         self._limits = np.array([kind.limits.max_batch_size for kind in kinds], np.int64)
@@ -44,7 +47,19 @@ class FastEngine:
         self, requests: Requests, workers: Workers, *, rate_rps: float, from_s: float, until_s: float, first_batch_id: int
     ) -> Batches:
         """See `state.Engine`."""
-        terms = self._terms
+        made: list[Batches] = []
+        lots = self._views.lots(requests)
+        for now_s, ends_s in self._views.steps(requests, workers, from_s, until_s):
+            made.append(self._step(requests, workers, lots, rate_rps, now_s, ends_s, first_batch_id))
+            first_batch_id += made[-1].size.size
+        if len(made) == 1:
+            return made[0]
+        return Batches(*(np.concatenate([getattr(part, column.name) for part in made]) for column in fields(Batches)))
+
+    def _step(
+        self, requests: Requests, workers: Workers, lots: Floats, rate_rps: float, from_s: float, until_s: float, first_batch_id: int
+    ) -> Batches:
+        terms, views = self._terms, self._views
         open_ = requests.state != SETTLED
         most = int(np.count_nonzero(open_))
         batches = Batches(np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most), np.empty(most))
@@ -52,7 +67,7 @@ class FastEngine:
         waiting = np.flatnonzero(requests.state == WAITING)
         queue[: waiting.size] = waiting
         coming = np.flatnonzero(requests.state == COMING)
-        number, self._last_answer_by_s = _advance(
+        number, entered, self._last_answer_by_s = _advance(
             requests.arrival_s,
             requests.luck,
             requests.reply_s,
@@ -91,7 +106,12 @@ class FastEngine:
             terms.spill_available,
             terms.keeps_reserve,
             terms.worker_margin_s,
+            lots,
+            views.admitted.share,
+            views.seen.queued if views.seen else -1,
+            views.seen.in_flight if views.seen else -1,
         )
+        views.entered += entered
         instance = workers.instance[batches.worker[:number]] if number else batches.worker[:0]
         return Batches(instance, batches.size[:number], batches.started_s[:number], batches.finished_s[:number])
 
@@ -123,6 +143,8 @@ def _sheds_head(waiting, limit, latencies, head_by_s, now_s, rate_rps):  # type:
 @compiled
 def _admitted_until_s(  # type: ignore[no-untyped-def]
     arrival_s,
+    is_turned_away,
+    viewed_at_s,
     now_s,
     queued,
     in_flight,
@@ -145,13 +167,19 @@ def _admitted_until_s(  # type: ignore[no-untyped-def]
         return refusal
     compute_s = latency_s + reply_s
     answer_by_s = deadline_s
-    if spill_available and keeps_reserve and rt_max_s - spill_s - spill_margin_s >= compute_s:
+    spills_late = spill_available and (not keeps_reserve or rt_max_s - spill_s - spill_margin_s < compute_s)
+    if spills_late and is_turned_away:
+        return refusal
+    if spill_available and not spills_late:
         answer_by_s = deadline_s - spill_s - spill_margin_s
     batch_size = max(1.0, total_rps * latency_s / serving)
     takes = math.floor(queued / batch_size + 1e-9) + 0.5 * min(1.0, in_flight / serving)
     free_in_s = takes * batch_size / total_rps
+    if spills_late:
+        free_in_s = max(0.0, free_in_s - max(0.0, now_s - viewed_at_s))
     wait_s = max(0.0, free_in_s) + compute_s
-    if now_s + wait_s - answer_by_s <= 0 or (free_in_s <= latency_s and now_s + compute_s <= answer_by_s):
+    probe_s = compute_s + free_in_s if spills_late else compute_s
+    if now_s + wait_s - answer_by_s <= 0 or (free_in_s <= latency_s and now_s + probe_s <= answer_by_s):
         return answer_by_s
     return refusal
 
@@ -196,9 +224,13 @@ def _advance(  # type: ignore[no-untyped-def]  # noqa: C901  # one loop over eve
     spill_available,
     keeps_reserve,
     margin_s,
+    lots,
+    admitted_share,
+    seen_queued,
+    seen_in_flight,
 ):
     n, workers = arrival_s.size, kind_of.size
-    head, closed = 0, 0
+    head, closed, entered = 0, 0, 0
     asked = np.zeros(max(1, limits.size), np.bool_)
     serving, total_rps, slowest_s, fleet_changes_s = 0, 0.0, 0.0, from_s
     now_s = from_s
@@ -221,9 +253,11 @@ def _advance(  # type: ignore[no-untyped-def]  # noqa: C901  # one loop over eve
                     in_flight += running[w]
             by_s = _admitted_until_s(
                 arrival_s[coming],
+                lots[coming] >= admitted_share,
+                now_s if seen_queued < 0 else from_s,
                 now_s,
-                tail - head,
-                in_flight,
+                tail - head if seen_queued < 0 else seen_queued,
+                in_flight if seen_queued < 0 else seen_in_flight,
                 serving,
                 total_rps,
                 slowest_s,
@@ -240,6 +274,7 @@ def _advance(  # type: ignore[no-untyped-def]  # noqa: C901  # one loop over eve
                 state[coming] = WAITING
                 queue[tail] = coming
                 tail += 1
+                entered += 1
             else:
                 state[coming] = SETTLED
                 if by_s == -1.0:
@@ -314,4 +349,4 @@ def _advance(  # type: ignore[no-untyped-def]  # noqa: C901  # one loop over eve
         if spill_available:
             spill_at_s[i] = answer_by_s[i]
         head += 1
-    return closed, last_answer_by_s
+    return closed, entered, last_answer_by_s

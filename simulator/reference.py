@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from markserve.core.batching import BatchAccumulator
 from markserve.core.spillover import AdmissionAction, FleetView, admit
 from simulator.service import Kind
 from simulator.state import COMING, SETTLED, WAITING, Batches, Requests, Terms, Workers
+from simulator.views import Views, fleet_at
 
 
 class ReferenceEngine:
@@ -23,18 +25,19 @@ class ReferenceEngine:
     def __init__(self, kinds: Sequence[Kind], terms: Terms) -> None:
         self._kinds = kinds
         self._terms = terms
+        self._views = Views(kinds, terms)
         self._last_answer_by_s = -math.inf
 
     def advance(
         self, requests: Requests, workers: Workers, *, rate_rps: float, from_s: float, until_s: float, first_batch_id: int
     ) -> Batches:
         """See `state.Engine`."""
-        window = _Window(requests, workers, self._kinds, self._terms, rate_rps, first_batch_id, self._last_answer_by_s)
-        now_s = from_s
-        while now_s < until_s:
-            window.admit_due(now_s)
-            now_s = min(window.next_arrival_s(), window.ask_all(now_s))
-        window.expire(until_s)
+        window = _Window(requests, workers, self._kinds, self._terms, self._views, rate_rps, first_batch_id, self._last_answer_by_s)
+        for now_s, ends_s in self._views.steps(requests, workers, from_s, until_s):
+            while now_s < ends_s:
+                window.admit_due(now_s)
+                now_s = min(window.next_arrival_s(), window.ask_all(now_s))
+            window.expire(ends_s)
         self._last_answer_by_s = window.last_answer_by_s
         return window.batches()
 
@@ -46,11 +49,14 @@ class _Window:
         workers: Workers,
         kinds: Sequence[Kind],
         terms: Terms,
+        views: Views,
         rate_rps: float,
         first_batch_id: int,
         last_answer_by_s: float,
     ) -> None:
         self._requests, self._workers, self._kinds, self._terms = requests, workers, kinds, terms
+        self._views = views
+        self._lots = views.lots(requests)
         self._rate_rps = rate_rps
         self._first_batch_id = first_batch_id
         self.last_answer_by_s = last_answer_by_s
@@ -83,6 +89,8 @@ class _Window:
             margin_s=terms.spill_margin_s,
             spill_available=terms.spill_available,
             keeps_reserve=terms.keeps_reserve,
+            admitted=self._views.admitted,
+            lot=float(self._lots[index]),
         )
         if decision.action is AdmissionAction.ENQUEUE:
             answer_by_s = decision.spill_at_s if decision.spill_at_s is not None else decision.deadline_at_s
@@ -91,22 +99,15 @@ class _Window:
             requests.answer_by_s[index] = self.last_answer_by_s
             requests.state[index] = WAITING
             self._queue.append(index)
+            self._views.entered += 1
             return
         requests.state[index] = SETTLED
         if decision.action is AdmissionAction.SPILL:
             requests.spill_at_s[index] = now_s
 
     def _fleet_view(self, now_s: float) -> FleetView:
-        serving = self._serving(now_s)
-        kinds = [self._kinds[self._workers.kind[w]] for w in serving]
-        return FleetView(
-            serving_instances=len(serving),
-            service_rate_rps=sum(kind.limits.service_rate_rps for kind in kinds),
-            batch_latency_s=max((kind.limits.batch_latency_s for kind in kinds), default=0.0),
-            queue_depth=len(self._queue),
-            transport_s=0.0,
-            in_flight=sum(int(self._workers.running[w]) for w in serving if self._workers.free_at_s[w] > now_s),
-        )
+        fleet, seen = fleet_at(self._workers, self._kinds, now_s, queued=len(self._queue)), self._views.seen
+        return fleet if seen is None else replace(fleet, queue_depth=seen.queued, in_flight=seen.in_flight, viewed_at_s=seen.at_s)
 
     def _serving(self, now_s: float) -> list[int]:
         return [w for w in range(self._workers.size) if self._workers.serving_at_s[w] <= now_s]

@@ -7,7 +7,8 @@ Simplifications that both share, against the real system:
   `max(batch limit, its share of the queue)` requests, the share being that of its service rate.
 - A request is admitted the median transport after its arrival, so that order of arrival is order of admission. What its
   transport and reply take more or less than that lies in its reply (`Requests.reply_s`).
-- Admission sees the fleet as it is, not as it was at the last heartbeat.
+- Admission sees the fleet as it is, not as it was at the last heartbeat; except the queue where no time is set aside for
+  spilling (`simulator.views`).
 - A worker's arrival rate is its share of the last counting window's rate.
 - T(b) is the profile's: nothing is refitted, as executions follow the profile.
 - The instant at which the front gives up waiting never moves back from one request to the next, so that order of

@@ -483,6 +483,25 @@ def test_request_is_rejected_with_a_time_to_retry_when_nobody_can_serve_it(insta
     assert (world.sent, world.results.get("id-1")) == ([], None)
 
 
+@pytest.mark.parametrize(("can_spill", "turned_away"), [(True, 8), (False, 0)])
+def test_requests_are_spilled_at_arrival_when_more_is_admitted_than_workers_can_use(can_spill: bool, turned_away: int) -> None:
+    """T(1) is so long that no time is set aside; the heartbeats say that 100 rps enter what can use a few."""
+    world = World(**({} if can_spill else {"spillover_max_concurrency": 0}))
+    slow = a_model_record(profiles={**a_model_record().profiles, "c5.large": profile_records(a_profile({1: 0.08, 2: 0.16}))})
+    world.models = MemoryModelStore(slow)
+    front = world.new_front()
+    reasons = []
+    for second in range(12):
+        stats = worker_stats(service_rate_rps=12.5, batch_latency_s=0.08, completed=12 * second, dropped=88 * second)
+        world.instances.heartbeat("i-0", at_s=world.clock(), stats=stats)
+        reasons.append(world.ask(a_triton_event(), front=front).headers["x-markserve-reason"])
+        world.clock.sleep(2.0)
+
+    assert sum(reason.startswith("spilled at arrival: ") for reason in reasons) >= turned_away
+    assert not reasons[0].startswith("spilled")
+    assert len(world.sent) >= (1 if can_spill else 12)
+
+
 class FlakyResults(MemoryResultStore):
     """Results whose first reads fail."""
 

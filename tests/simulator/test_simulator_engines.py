@@ -78,9 +78,16 @@ def assert_equal(one: tuple[Requests, list[Batches]], other: tuple[Requests, lis
     fleet=st.lists(st.tuples(st.integers(0, 1), st.floats(0.0, 12.0)), max_size=6),
     spill_available=st.booleans(),
     reserve_s=st.sampled_from([0.05, 0.1, 0.3]),
+    keeps_reserve=st.booleans(),
 )
 def test_fast_engine_equals_the_plain_one(
-    seed: int, rate_rps: float, believed_share: float, fleet: list[tuple[int, float]], spill_available: bool, reserve_s: float
+    seed: int,
+    rate_rps: float,
+    believed_share: float,
+    fleet: list[tuple[int, float]],
+    spill_available: bool,
+    reserve_s: float,
+    keeps_reserve: bool,
 ) -> None:
     rng = np.random.default_rng(seed)
     kinds = profiled_kinds()
@@ -89,7 +96,7 @@ def test_fast_engine_equals_the_plain_one(
     arrivals = Requests.arriving(arrivals_s, *luck, reply_s=0.002 + 0.04 * rng.random(arrivals_s.size), spill_overhead_s=luck[0])
     added = [(number, kind, max(0.0, serving_s - 6.0)) for number, (kind, serving_s) in enumerate(fleet)]
     workers = Workers.none().replaced(np.empty(0, np.bool_), added, kinds)
-    term = terms(spill_available=spill_available, spill_latency_s=reserve_s)
+    term = terms(spill_available=spill_available, spill_latency_s=reserve_s, keeps_reserve=keeps_reserve)
 
     plain = run(ReferenceEngine, kinds, term, arrivals, workers, believed_share * rate_rps, 3)
     fast = run(FastEngine, kinds, term, arrivals, workers, believed_share * rate_rps, 3)

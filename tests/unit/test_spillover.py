@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 
+from markserve.core.admitted_share import AdmittedShare
 from markserve.core.spillover import (
     QUEUE_LIMIT,
     Admission,
@@ -95,6 +96,36 @@ def test_way_out_moves_to_the_deadline_when_a_reserve_would_leave_workers_no_tim
     assert decision.spill_at_s == decision.deadline_at_s
 
 
+def test_request_beyond_the_admitted_share_is_spilled_at_once_where_nothing_is_set_aside_for_spilling() -> None:
+    share = AdmittedShare(share=0.62, offered_rps=80.6, usable_rps=50.0)
+
+    turned_away = admission(keeps_reserve=False, admitted=share, lot=0.7)
+
+    assert (turned_away.action, turned_away.spill_at_s) == (AdmissionAction.SPILL, 100.0)
+    assert turned_away.reason == "spilled at arrival: 62% are admitted, as workers can use 50.0 of 80.6 rps"
+    assert admission(keeps_reserve=False, admitted=share, lot=0.6).action is AdmissionAction.ENQUEUE
+
+
+@pytest.mark.parametrize("overrides", [{"keeps_reserve": True}, {"keeps_reserve": False, "spill_available": False}])
+def test_share_does_not_matter_where_a_reserve_is_kept_or_nothing_can_spill(overrides: dict[str, Any]) -> None:
+    assert admission(admitted=AdmittedShare(share=0.01), lot=0.9, **overrides).action is AdmissionAction.ENQUEUE
+
+
+def test_request_does_not_probe_where_the_queue_makes_it_late_and_spilling_would_be_late_too() -> None:
+    slow = a_fleet(batch_latency_s=0.15, service_rate_rps=1 / 0.15, queue_depth=1)
+
+    assert admission(fleet=slow, keeps_reserve=False).action is AdmissionAction.SPILL
+    assert admission(fleet=slow, spill_available=False).action is AdmissionAction.ENQUEUE
+
+
+def test_queue_of_a_second_ago_is_discounted_where_nothing_is_set_aside_for_spilling() -> None:
+    fleet = a_fleet(queue_depth=20, viewed_at_s=99.0)
+
+    assert admission(fleet=fleet, keeps_reserve=False).action is AdmissionAction.ENQUEUE
+    assert admission(fleet=a_fleet(queue_depth=200, viewed_at_s=99.0), keeps_reserve=False).action is AdmissionAction.SPILL
+    assert admission(fleet=fleet).action is AdmissionAction.SPILL
+
+
 def test_request_is_spilled_when_no_worker_serves() -> None:
     decision = admission(fleet=NO_FLEET)
 
@@ -164,6 +195,9 @@ def test_view_counts_workers_when_they_were_heard_of_lately() -> None:
         transport_s=0.2,
         in_flight=2,
         ready_at_s=None,
+        entered=9,
+        members=frozenset({"i-1", "i-2"}),
+        viewed_at_s=NOW_S + 1,
     )
     assert view.backlog == 9
     assert view.backlog_s == pytest.approx(9 / 130)

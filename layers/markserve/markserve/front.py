@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import msgspec
 
 from markserve.attempt import GRACE_S, KEPT_TTL_S, POLL_MIN_S, RETRY_AFTER_S, Attempt
+from markserve.core.admitted_share import lot_of
 from markserve.core.slo_class import SloClass, class_objective
-from markserve.core.spillover import Admission, AdmissionAction, admit, poll_delays_s
+from markserve.core.spillover import ADMIT_ALL, Admission, AdmissionAction, admit, poll_delays_s
 from markserve.core.traffic import choose_version
 from markserve.core.types import Slo, Tier
 from markserve.errors import IdempotencyMismatch, InvalidRequest, Overloaded, Transient, UnknownModel
@@ -294,6 +295,8 @@ class Front:
                 reason=f"spilled: not every worker has loaded version {record.version}",
             )
         else:
+            tunables = self._ports.parameters.get(record.model)
+            keeps_reserve = self.view.keeps_reserve(record, tunables)
             admission = admit(
                 fleet=self.view.fleet(record.model),
                 slo=slo,
@@ -303,8 +306,10 @@ class Front:
                 reply_overhead_s=measured.reply_s.value,
                 margin_s=max(MARGIN_MIN_S, MARGIN_SHARE * slo.latency_s),
                 spill_available=spill_available,
-                keeps_reserve=self.view.keeps_reserve(record, self._ports.parameters.get(record.model)),
+                keeps_reserve=keeps_reserve,
                 asynchronous=call.is_deferred,
+                admitted=ADMIT_ALL if keeps_reserve or not spill_available else self.view.admitted(record, tunables.slo),
+                lot=lot_of(call.chosen.request_id),
             )
         self.metrics.arrival(record.model, at_s=call.arrival_at_s)
         if admission.action is AdmissionAction.REJECT:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from markserve.core.admitted_share import AdmittedShare, revise_share
 from markserve.core.estimators import DecayingQuantile
-from markserve.core.spillover import FleetView, fleet_view
+from markserve.core.spillover import FleetView, fleet_view, usable_by
 from markserve.core.tunables import Tunables
-from markserve.core.types import Instance
+from markserve.core.types import Instance, Slo
 from markserve.errors import Transient
 from markserve.messages import ModelRecord, Traffic
 from markserve.plan_inputs import model_spill_reserve
@@ -96,6 +97,7 @@ class FrontView:
         self._fleets: _Cache[list[Instance]] = _Cache(ttl_s=FLEET_TTL_S, now_s=now_s)
         self._measured: dict[str, Measured] = {}
         self._keeps_reserve: dict[Hashable, bool] = {}
+        self._admitted: dict[str, AdmittedShare] = {}
 
     def record(self, model: str, version: str | None = None) -> ModelRecord:
         """Return a version of a model, by default the live one; raises `UnknownModel`."""
@@ -116,6 +118,20 @@ class FrontView:
         instances = self._fleets.get(model, lambda: self._instances.list(model))
         # Judged at every call: a worker that went silent stops counting even while its record is cached.
         return fleet_view(instances, self._now_s(), self._heartbeat_timeout_s)
+
+    def admitted(self, record: ModelRecord, slo: Slo) -> AdmittedShare:
+        """Share of the model's requests that its workers can use; revised when they have reported anew."""
+        fleet, known = self.fleet(record.model), self._admitted.get(record.model, AdmittedShare())
+        if fleet.viewed_at_s is not None and fleet.viewed_at_s != known.viewed_at_s:
+            known = revise_share(
+                known,
+                entered=fleet.entered,
+                members=fleet.members,
+                viewed_at_s=fleet.viewed_at_s,
+                usable_rps=usable_by(fleet, slo=slo, spent_s=fleet.transport_s + self.measured(record).reply_s.value),
+            )
+            self._admitted[record.model] = known
+        return known
 
     def keeps_reserve(self, record: ModelRecord, tunables: Tunables) -> bool:
         """Whether this model's workers leave time for spilling; worked out once per version and objective."""

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from markserve.core.admitted_share import AdmittedShare, usable_rate_rps
 from markserve.core.batch_limits import choose_batch_limits
 from markserve.core.profiles import LatencyEstimate
-from markserve.core.types import BatchProfile, Instance, InstanceState, Slo, require
+from markserve.core.types import BatchProfile, Instance, InstanceState, Slo, WorkerStats, require
 
 QUEUE_LIMIT = 100_000
 """Backlog beyond which nothing is enqueued, async or not: SQS holds 120,000 messages in flight."""
@@ -43,6 +44,12 @@ class FleetView:
     """Versions of the model that every serving instance has loaded; None when one of them does not say."""
     ready_at_s: float | None = None
     """When the next starting instance should serve; None when none is starting, or those that are, are overdue."""
+    entered: int = 0
+    """Requests that the serving instances have finished, given up, failed or hold, and those in the queue."""
+    members: frozenset[str] = frozenset()
+    """The serving instances."""
+    viewed_at_s: float | None = None
+    """Latest heartbeat of any of them; None for a view of this moment."""
 
     def has_loaded(self, version: str, *, live: str) -> bool:
         """Whether no worker would have to load `version` first; of workers that do not say, that is taken of the live one."""
@@ -71,6 +78,15 @@ class FleetView:
         batch_size = max(1.0, self.service_rate_rps * self.batch_latency_s / self.serving_instances)
         takes = math.floor(self.queue_depth / batch_size + 1e-9) + 0.5 * min(1.0, self.in_flight / self.serving_instances)
         return takes * batch_size / self.service_rate_rps
+
+    def free_in_s(self, now_s: float) -> float:
+        """Time until a worker takes up a new request, had nothing arrived since the view.
+
+        What did arrive since is known by its rate (`core.admitted_share`). To take the queue of a second ago for that of now
+        would turn work away for as long as the view lasts, over a queue that has gone in a tenth of that.
+        """
+        age_s = 0.0 if self.viewed_at_s is None else max(0.0, now_s - self.viewed_at_s)
+        return max(0.0, self.wait_s - age_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,11 +139,38 @@ def fleet_view(instances: Iterable[Instance], now_s: float, heartbeat_timeout_s:
         in_flight=sum(i.stats.in_flight for i in serving),
         versions=_versions([i.stats.versions for i in serving]),
         ready_at_s=min((at_s for at_s in starting if at_s >= now_s), default=None),
+        entered=sum(_entered(i.stats) for i in serving) + (latest.stats.queue_depth if latest else 0),
+        members=frozenset(i.instance_id for i in serving),
+        viewed_at_s=latest.heartbeat_at_s if latest else None,
+    )
+
+
+def _entered(stats: WorkerStats) -> int:
+    return stats.completed + stats.dropped + stats.failed + stats.in_flight
+
+
+def usable_by(fleet: FleetView, *, slo: Slo, spent_s: float) -> float:
+    """Rate at which the fleet serves all but the objective's allowance in time, where nothing is set aside for spilling.
+
+    Parameters
+    ----------
+    spent_s
+        Transport and reply.
+    """
+    return usable_rate_rps(
+        servers=fleet.serving_instances,
+        service_rate_rps=fleet.service_rate_rps,
+        batch_latency_s=fleet.batch_latency_s,
+        waiting_s=slo.latency_s - spent_s - fleet.batch_latency_s,
+        late_share_max=1 - slo.percentile,
     )
 
 
 def _versions(loaded: Sequence[tuple[str, ...]]) -> frozenset[str] | None:
     return frozenset.intersection(*map(frozenset, loaded)) if loaded and all(loaded) else None
+
+
+ADMIT_ALL = AdmittedShare()
 
 
 def admit(
@@ -142,6 +185,8 @@ def admit(
     spill_available: bool,
     keeps_reserve: bool = True,
     asynchronous: bool = False,
+    admitted: AdmittedShare = ADMIT_ALL,
+    lot: float = 0.0,
 ) -> Admission:
     """Decide where a request is computed, before anything is spent on it.
 
@@ -165,7 +210,8 @@ def admit(
     if none were admitted it could never be corrected; the way out at `spill_at` bounds what this costs.
     Objective too tight for a reserve (`RT_max < T(b) + reply + T_lambda + margin`, or not `keeps_reserve`): workers
     could never, or not at a sensible cost, answer before `spill_at`, so it moves to the deadline: spilling then answers
-    late, but answers. What is predicted to be late is still spilled at once, in time.
+    late, but answers. So what cannot be served must not be admitted: beyond the share that workers can use, and where the
+    queue alone makes it late, requests are spilled at once, in time.
     Nothing serves: spill; else enqueue if a starting instance will be in time; else 503.
     No spill-over: what would be late is rejected with 429 and the time until the backlog has gone.
     Async requests have no deadline and are always enqueued, up to `QUEUE_LIMIT`.
@@ -180,6 +226,10 @@ def admit(
         Slack for what is not measured: clocks, scheduling.
     keeps_reserve
         Whether time for spilling is set aside; see `spill_reserve`.
+    admitted
+        Share that workers can use, by `admitted_share.revise_share`.
+    lot
+        Of this request, uniform on [0, 1).
 
     References
     ----------
@@ -210,15 +260,20 @@ def admit(
         return _admit_without_workers(fleet, deadline_at_s, now_s, reply_overhead_s, spill_available=spill_available)
 
     compute_s = fleet.batch_latency_s + reply_overhead_s
-    spill_at_s = None
+    spill_at_s, spills_late = None, False
     if spill_available:
-        has_reserve = keeps_reserve and slo.latency_s - spill_latency_s - margin_s >= compute_s
-        spill_at_s = deadline_at_s - spill_latency_s - margin_s if has_reserve else deadline_at_s
+        spills_late = not keeps_reserve or slo.latency_s - spill_latency_s - margin_s < compute_s
+        spill_at_s = deadline_at_s if spills_late else deadline_at_s - spill_latency_s - margin_s
+    if spills_late and admitted.turns_away(lot):
+        return _spill_at_once(deadline_at_s, now_s, f"spilled at arrival: {admitted.reason}")
     answer_by_s = deadline_at_s if spill_at_s is None else spill_at_s
-    wait_s = max(fleet.transport_s, fleet.wait_s) + compute_s
+    free_in_s = fleet.free_in_s(now_s) if spills_late else fleet.wait_s
+    wait_s = max(fleet.transport_s, free_in_s) + compute_s
     late_s = now_s + wait_s - answer_by_s
-    # Even an empty fleet needs T(b): a request so old that this is too long is not worth a probe.
-    probe = fleet.wait_s <= fleet.batch_latency_s and now_s + compute_s <= answer_by_s
+    # Even an empty fleet needs T(b): a request so old that this is too long is not worth a probe. Nor is one that the queue
+    # itself makes late where it would be spilled late for it.
+    probe_s = compute_s + free_in_s if spills_late else compute_s
+    probe = free_in_s <= fleet.batch_latency_s and now_s + probe_s <= answer_by_s
 
     if late_s <= 0 or probe:
         return Admission(
@@ -230,10 +285,12 @@ def admit(
         )
     why = f"workers would answer {late_s:.3f} s too late behind a backlog of {fleet.backlog} at {fleet.service_rate_rps:.1f} rps"
     if spill_available:
-        return Admission(
-            action=AdmissionAction.SPILL, deadline_at_s=deadline_at_s, spill_at_s=now_s, predicted_wait_s=0.0, reason=f"spilled: {why}"
-        )
+        return _spill_at_once(deadline_at_s, now_s, f"spilled: {why}")
     return _reject(429, late_s, f"rejected: {why}, and spill-over is off", deadline_at_s=deadline_at_s)
+
+
+def _spill_at_once(deadline_at_s: float, now_s: float, reason: str) -> Admission:
+    return Admission(action=AdmissionAction.SPILL, deadline_at_s=deadline_at_s, spill_at_s=now_s, predicted_wait_s=0.0, reason=reason)
 
 
 def _enqueue_reason(fleet: FleetView, wait_s: float, late_s: float) -> str:
@@ -246,13 +303,7 @@ def _admit_without_workers(
     fleet: FleetView, deadline_at_s: float, now_s: float, reply_overhead_s: float, *, spill_available: bool
 ) -> Admission:
     if spill_available:
-        return Admission(
-            action=AdmissionAction.SPILL,
-            deadline_at_s=deadline_at_s,
-            spill_at_s=now_s,
-            predicted_wait_s=0.0,
-            reason="spilled: no worker serves",
-        )
+        return _spill_at_once(deadline_at_s, now_s, "spilled: no worker serves")
     if fleet.ready_at_s is None:
         return _reject(
             503, COLD_RETRY_AFTER_S, "rejected: no worker serves or is starting, and spill-over is off", deadline_at_s=deadline_at_s
