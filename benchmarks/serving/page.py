@@ -59,7 +59,10 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def _caveats(results: Entry) -> list[str]:
     lines: list[str] = []
     if results["plan"]["name"] == "quick":
-        lines.append("**Quick run**: runs of a few seconds, and markserve measured once, before the peers. Do not quote it.")
+        lines.append(
+            "**Quick run**: runs of a few seconds, and markserve measured once, before the peers. "
+            "Neighbouring figures may be in another order next time."
+        )
     generator = results.get("generator")
     if generator:
         state = "was saturated: the figures say more about it than about the servers" if generator["is_saturated"] else "had room"
