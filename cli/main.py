@@ -28,6 +28,7 @@ from cli import (
     requests,
     serve,
     simulate,
+    status,
     system,
 )
 from cli.console import EXIT_CODES
@@ -45,7 +46,7 @@ app = typer.Typer(
 for name, command, example in (
     ("up", system.up, "markserve up --rt-max 1.5"),
     ("down", system.down, "markserve down"),
-    ("status", system.status, "markserve status --json"),
+    ("status", status.status, "markserve status    |    markserve status digits --json"),
     ("demo", system.demo, "markserve demo --rate 8 --seconds 120"),
     ("console", console_page.console, "markserve console --open"),
     ("report", report.report, "markserve report    |    markserve report runs/day --out day.html"),

@@ -1,15 +1,13 @@
-"""`markserve up|down|status|demo`: the local system."""
+"""`markserve up|down|demo`: the local system."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from cli.console import FAILED, Problem, emit_json, emit_table, err, explained, out
-from cli.target import connect_to_stack, running_system
+from cli.console import FAILED, Problem, emit_json, err, explained, out
 from local.supervisor import SystemState, UpOptions, log_path, read_state, start_supervisor, stop_supervisor, work_dir
 
 START_TIMEOUT_S = 300.0
@@ -73,89 +71,6 @@ def down(json: Json = False) -> None:
         emit_json({"stopped": state is not None})
     else:
         out.print("stopped" if state is not None else "nothing was running")
-
-
-@explained()
-def status(json: Json = False) -> None:
-    """Show what runs: instances, forecast, plan, queue, attainment."""
-    state = running_system()
-    connect_to_stack()
-    summary = _summary(state)
-    if json:
-        emit_json(summary)
-        return
-    out.print(f"running for {summary['uptime_s']:.0f} s at {state.api_url}", highlight=False, soft_wrap=True)
-    forecast, plan, service = summary["forecast"], summary["plan"], summary["service"]
-    emit_table(
-        "System",
-        ("what", "now"),
-        [
-            ("objective", f"{service['sl_min']:.1%} within {service['rt_max_s']:g} s"),
-            ("last five minutes", _service_text(service)),
-            ("queue", f"{summary['queue_depth']} messages waiting"),
-            ("forecast", f"at most {forecast['highest_rps']:.1f}/s ahead, by {forecast['forecaster']}" if forecast else "none yet"),
-            ("plan", plan["reason"] if plan else "none yet"),
-        ],
-    )
-    emit_table(
-        "Instances",
-        ("instance", "offering", "state", "answers", "why launched"),
-        [(i["instance_id"], i["offering"], i["state"], i["completed"], i["reason"]) for i in summary["instances"]],
-    )
-
-
-def _service_text(service: dict[str, Any]) -> str:
-    if not service["requests"]:
-        return "no requests"
-    tiers = ", ".join(f"{tier} {count}" for tier, count in service["by_tier"].items())
-    return f"{service['requests']} requests, {service['attainment']:.2%} in time; {tiers}"
-
-
-def _summary(state: SystemState) -> dict[str, Any]:
-    from markserve import wiring
-
-    now_s = time.time()
-    forecast, plan = wiring.control().latest_forecast(state.model), wiring.control().latest_plan()
-    return {
-        "api_url": state.api_url,
-        "uptime_s": now_s - state.started_at_s,
-        "models": [record.model for record in wiring.models().list()],
-        "service": _service(state.model, now_s=now_s),
-        "queue_depth": wiring.work_queue(wiring.models().get(state.model).queue_url).depth(),
-        "forecast": forecast
-        and {"forecaster": forecast.forecaster, "highest_rps": max(max(rates) for rates in forecast.rates_rps.values())},
-        "plan": plan and {"plan_id": plan.plan_id, "at_s": plan.created_at_s, "reason": plan.reason, "usd_per_hour": plan.hourly_cost_usd},
-        "instances": [
-            {
-                "instance_id": instance.instance_id,
-                "offering": instance.offering.key,
-                "state": instance.state,
-                "completed": instance.stats.completed,
-                "reason": instance.reason,
-            }
-            for instance in wiring.instances().list()
-            if instance.is_alive
-        ],
-    }
-
-
-def _service(model: str, *, now_s: float) -> dict[str, Any]:
-    """Objective and attainment of the last minutes, as the ingest function recorded them."""
-    from markserve import wiring
-
-    tunables = wiring.parameters().get(model)
-    outcomes = wiring.windows().outcomes(model, since_s=now_s - SLIDING_S, until_s=now_s)
-    by_tier: Counter[str] = Counter()
-    for counts in outcomes:
-        by_tier[str(counts.tier or "rejected")] += counts.ok + counts.errors
-    requests = by_tier.total()
-    return {
-        "rt_max_s": tunables.rt_max_s,
-        "sl_min": tunables.sl_min,
-        "requests": requests,
-        "attainment": sum(counts.within_slo for counts in outcomes) / requests if requests else None,
-        "by_tier": dict(by_tier),
-    }
 
 
 @explained()

@@ -49,8 +49,8 @@ def test_system_serves_between_up_and_down_and_leaves_nothing_behind(tmp_path: P
         assert [output["shape"] for output in answer["outputs"]] == [[1, 10]]
 
         status = printed(state_dir, "status")
-        assert status["models"] == ["digits"]
-        assert status["service"]["rt_max_s"] == 2.5
+        assert list(status["models"]) == ["digits"]
+        assert status["models"]["digits"]["service"]["rt_max_s"] == 2.5
         assert status["api_url"] == up["api_url"]
 
         assert printed(state_dir, "params", "get", "max-instances") == {"max-instances": 2}

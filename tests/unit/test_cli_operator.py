@@ -187,6 +187,27 @@ def _log(stack: Stack, function: str, text: str, *, at_s: float) -> None:
     logs.put_log_events(logGroupName=group, logStreamName="s", logEvents=[{"timestamp": int(at_s * 1000), "message": text}])
 
 
+# --- status -----------------------------------------------------------------------------------------------
+
+
+def test_status_of_a_named_stack_tells_of_each_model(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = time.time()
+    queue_url = stack("sqs").create_queue(QueueName="demo-work-digits")["QueueUrl"]
+    wiring.models().put(a_model_record(model="digits", version="7", queue_url=queue_url))
+    wiring.instances().put(an_instance(model="digits", state=InstanceState.SERVING))
+    counted = some_outcomes(model="digits", window_at_s=now_s - 60, tier=Tier.WORKER, ok=9, errors=1)
+    wiring.windows().apply(a_metrics_batch(arrivals=(), outcomes=(counted,)), expires_at_s=now_s + 3600)
+    monkeypatch.setenv("MARKSERVE_API_URL", "https://api.example.org")
+
+    found = printed("status")
+
+    assert (found["api_url"], list(found["models"])) == ("https://api.example.org", ["digits"])
+    assert found["models"]["digits"]["versions"]["live"] == "7"
+    assert found["models"]["digits"]["service"]["by_tier"] == {"worker": 10}
+    assert [i["state"] for i in found["instances"]] == ["serving"]
+    assert "messages waiting" in markserve("status", "digits").stdout
+
+
 # --- cost -------------------------------------------------------------------------------------------------
 
 
