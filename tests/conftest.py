@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+# Tables are laid out for the terminal, and not every test runner has one. Read once, when the command line is imported.
+os.environ["COLUMNS"] = "160"
+
 # 12 digits: the embedded AWS reads them as the account, so that an account's resources find each other.
 FAKE_CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "123456789012",
