@@ -240,7 +240,16 @@ class Engine:
             self._running = 0
             self._unreplied += len(outcomes)
             self.changed.notify_all()
-        logger.debug("batch of %d took %.3f s; closed: %s", batch.size, finished_s - started_s, batch.close_reason)
+        # One line per batch, with every request in it: whoever has an id finds where it was computed, with whom, and why then.
+        logger.info(
+            "batch",
+            extra={
+                "request_ids": [work.request.request_id for work in batch.items],
+                "rows": batch.size,
+                "compute_s": round(finished_s - started_s, 4),
+                "closed": batch.close_reason,
+            },
+        )
         return [self._finish(work, outcome, batch.size, started_s, finished_s) for work, outcome in outcomes]
 
     def _next_closed(self, now_s: float) -> tuple[Batch[Work] | None, list[Work]]:
