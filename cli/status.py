@@ -23,8 +23,9 @@ def status(
     json: Json = False,
 ) -> None:
     """Show what runs: models and their versions, objective, queue, forecast, plan, instances."""
+    is_named = bool(os.environ.get("MARKSERVE_STACK_NAME"))  # asked before connecting, which sets it
     connect_to_stack()
-    summary = _summary(model)
+    summary = {"api_url": api_url(None) if is_named else running_system().api_url, **_summary(model)}
     if json:
         emit_json(summary)
         return
@@ -66,7 +67,6 @@ def _summary(model: str | None) -> dict[str, Any]:
     plan = wiring.control().latest_plan()
     return {
         "stack": wiring.settings().stack_name,
-        "api_url": _address(),
         "models": {record.model: _model(record.model, record.queue_url, now_s=now_s) for record in records},
         "plan": plan and {"plan_id": plan.plan_id, "at_s": plan.created_at_s, "reason": plan.reason, "usd_per_hour": plan.hourly_cost_usd},
         "instances": [
@@ -82,10 +82,6 @@ def _summary(model: str | None) -> dict[str, Any]:
             if instance.is_alive and model in (None, instance.model)
         ],
     }
-
-
-def _address() -> str:
-    return api_url(None) if os.environ.get("MARKSERVE_STACK_NAME") else running_system().api_url
 
 
 def _model(model: str, queue_url: str, *, now_s: float) -> dict[str, Any]:
