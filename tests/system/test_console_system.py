@@ -75,7 +75,7 @@ def test_page_draws_the_running_system(system: LocalSystem) -> None:
         with chromium() as started, tab(started, width, dark=dark) as driver:
             opened(driver, system.deployment.api_url)
             driver.execute_script("const m = document.getElementById('minutes'); m.value = '5'; m.dispatchEvent(new Event('change'))")
-            until(driver, "document.getElementById('cost-said').textContent.includes('the last 5 minutes')")
+            until(driver, "document.getElementById('cost-said').textContent.includes('averaged over the last')")
 
             assert "requests within 2.00 s" in text_of(driver, "slo-said")
             assert "Forecast by" in text_of(driver, "load-said")

@@ -94,7 +94,9 @@ def test_second_model_is_planned_served_and_removed_beside_the_first_under_its_o
     assert {result.tier for result in then} == {"worker"}
     accuracy = np.mean([result["logits"].argmax() == system.model.labels[n] for n, result in enumerate(beside)])
     assert accuracy >= 0.9
-    plan = eventually("a plan for both", lambda: p if (p := wiring.control().latest_plan()) and len(p.demand_rps) == 2 else None)
+    plan = eventually(
+        "a plan for both", lambda: p if (p := wiring.control().latest_plan()) and {"digits", TEXT} <= set(p.demand_rps) else None
+    )
     stack: Tunables = wiring.parameters().get()
     assert plan.hourly_cost_usd <= stack.max_hourly_cost_usd
     assert len([i for i in wiring.instances().list() if i.is_alive]) <= stack.max_instances
