@@ -21,7 +21,7 @@ AUDIT_VENV ?= .venv-audit
 AUDIT_STAMP := $(AUDIT_VENV)/.installed
 CONFIG_ENV ?= dev
 
-.PHONY: help chaos setup demo test test-fast check format bench-policy bench-experiments bench-forecast bench-serving pretrain-lstm bench-lstm up down status clean
+.PHONY: help chaos setup demo test test-fast test-long check format bench-policy bench-experiments bench-forecast bench-serving pretrain-lstm bench-lstm up down status clean
 .PHONY: validate build build-zip deploy worker-bundle tables tours audit
 
 help: ## Print this help
@@ -42,7 +42,10 @@ demo: setup ## Run the whole system on this machine under load; RT_MAX=, RATE=, 
 # The deployment test builds with SAM; where there is no Python 3.12 to build with, it is skipped and says so.
 test: setup check $(if $(PYTHON312),$(SAM_STAMP)) ## Set up what is needed, then run every check and test
 	$(BIN)/python -m pytest -m 'not system' -n 2 --dist loadfile
-	$(BIN)/python -m pytest -m system
+	$(BIN)/python -m pytest -m 'system and not long'
+
+test-long: setup ## The system tests that take longest: page and tours on the running system, versions, more faults
+	$(BIN)/python -m pytest -m 'system and long'
 
 chaos: setup ## Break the local system in forty ways under load (20 minutes); SCENARIO=, SEED=
 	$(BIN)/markserve chaos $(or $(SCENARIO),all) $(if $(SEED),--seed $(SEED)) $(if $(SCENARIO),,--out docs/reliability.md)

@@ -28,7 +28,7 @@ def test_subset_is_not_empty() -> None:
     assert len(SHORT) >= 3
 
 
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("name", [SHORT[0], *(pytest.param(name, marks=pytest.mark.long) for name in SHORT[1:])])
 def test_nothing_is_lost_doubled_or_wrong_under(name: str, system: LocalSystem, runner: Runner) -> None:
     outcome = runner.play(load_scenarios()[name])
 

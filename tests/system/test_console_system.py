@@ -66,6 +66,7 @@ def test_parameter_set_through_the_api_is_what_the_stack_goes_by(system: LocalSy
     assert put("1.0").status == 200
 
 
+@pytest.mark.long
 @needs_chromium
 def test_page_draws_the_running_system(system: LocalSystem) -> None:
     loaded(system)

@@ -210,6 +210,7 @@ def test_a_process_that_uses_anothers_call_is_refused(system: LocalSystem) -> No
         assert "AccessDenied" in refused.value.response["Error"]["Code"], what
 
 
+@pytest.mark.long
 def test_a_model_is_measured_on_an_instance_of_its_own_which_is_given_back(system: LocalSystem) -> None:
     before = wiring.models().get("digits").profiles["c5.xlarge"]
 

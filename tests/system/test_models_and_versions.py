@@ -25,7 +25,7 @@ from markserve.registration import ModelSpec, register_model
 from markserve_client import Client, InferResult
 from tests.system.live import CLIENTS, eventually, serving
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.long]
 
 TEXT = text_encoder.MODEL
 REPOSITORY = Path(__file__).resolve().parents[2]
