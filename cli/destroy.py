@@ -67,10 +67,11 @@ def refuse_under_load(stack_name: str) -> None:
     Problem
         Saying how many requests came.
     """
-    from cli.traffic import recent_requests, stack_settings
+    from cli.target import settings_of
+    from cli.traffic import recent_requests
     from markserve import wiring
 
-    settings = stack_settings(stack_name)
+    settings = settings_of(stack_name)
     if not settings:
         return
     os.environ.update(settings)

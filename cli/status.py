@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-from collections import Counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +11,10 @@ from cli.console import emit_json, emit_table, explained, out
 from cli.system import Json
 from cli.target import api_url, connect_to_stack, running_system
 
-SLIDING_S = 300.0
+if TYPE_CHECKING:
+    from markserve.console_messages import Service
+
+SLIDING_MINUTES = 5
 """Attainment is shown over the last five minutes."""
 
 
@@ -45,29 +46,28 @@ def _rows(each: dict[str, Any]) -> list[tuple[str, str]]:
     canary = f", canary {versions['canary']} with {versions['canary_weight']:.0%}" if versions["canary"] else ""
     return [
         ("version", f"{versions['live']}{canary}"),
-        ("objective", f"{service['sl_min']:.1%} within {service['rt_max_s']:g} s"),
+        ("objective", f"{service.sl_min:.1%} within {service.rt_max_s:g} s"),
         ("last five minutes", _service_text(service)),
         ("queue", f"{each['queue_depth']} messages waiting"),
         ("forecast", f"at most {forecast['highest_rps']:.1f}/s ahead, by {forecast['forecaster']}" if forecast else "none yet"),
     ]
 
 
-def _service_text(service: dict[str, Any]) -> str:
-    if not service["requests"]:
+def _service_text(service: Service) -> str:
+    if service.attainment is None:
         return "no requests"
-    tiers = ", ".join(f"{tier} {count}" for tier, count in service["by_tier"].items())
-    return f"{service['requests']} requests, {service['attainment']:.2%} in time; {tiers}"
+    tiers = ", ".join(f"{tier} {count}" for tier, count in service.by_tier.items() if count)
+    return f"{service.requests} requests, {service.attainment:.2%} in time; {tiers}"
 
 
 def _summary(model: str | None) -> dict[str, Any]:
     from markserve import wiring
 
-    now_s = time.time()
     records = [wiring.models().get(model)] if model else wiring.models().list()
     plan = wiring.control().latest_plan()
     return {
         "stack": wiring.settings().stack_name,
-        "models": {record.model: _model(record.model, record.queue_url, now_s=now_s) for record in records},
+        "models": {record.model: _model(record.model, record.queue_url) for record in records},
         "plan": plan and {"plan_id": plan.plan_id, "at_s": plan.created_at_s, "reason": plan.reason, "usd_per_hour": plan.hourly_cost_usd},
         "instances": [
             {
@@ -84,33 +84,14 @@ def _summary(model: str | None) -> dict[str, Any]:
     }
 
 
-def _model(model: str, queue_url: str, *, now_s: float) -> dict[str, Any]:
+def _model(model: str, queue_url: str) -> dict[str, Any]:
     from markserve import wiring
 
     forecast, traffic = wiring.control().latest_forecast(model), wiring.models().traffic(model)
     return {
         "versions": {"live": traffic.live, "canary": traffic.canary, "canary_weight": traffic.canary_weight},
-        "service": _service(model, now_s=now_s),
+        "service": wiring.console().overview(model, minutes=SLIDING_MINUTES).service,
         "queue_depth": wiring.work_queue(queue_url).depth(),
         "forecast": forecast
         and {"forecaster": forecast.forecaster, "highest_rps": max(max(rates) for rates in forecast.rates_rps.values())},
-    }
-
-
-def _service(model: str, *, now_s: float) -> dict[str, Any]:
-    """Objective and attainment of the last minutes, as the ingest function recorded them."""
-    from markserve import wiring
-
-    tunables = wiring.parameters().get(model)
-    outcomes = wiring.windows().outcomes(model, since_s=now_s - SLIDING_S, until_s=now_s)
-    by_tier: Counter[str] = Counter()
-    for counts in outcomes:
-        by_tier[str(counts.tier or "rejected")] += counts.ok + counts.errors
-    requests = by_tier.total()
-    return {
-        "rt_max_s": tunables.rt_max_s,
-        "sl_min": tunables.sl_min,
-        "requests": requests,
-        "attainment": sum(counts.within_slo for counts in outcomes) / requests if requests else None,
-        "by_tier": dict(by_tier),
     }

@@ -45,20 +45,24 @@ def connect_to_stack() -> None:
 
         connect(running_system().env)
     elif not os.environ.get("MARKSERVE_CONTROL_TABLE"):
-        os.environ.update(_settings_of(name))
+        settings = settings_of(name)
+        if not settings:
+            step = "name one with MARKSERVE_STACK_NAME, in the region of AWS_REGION; unset it for the local system"
+            region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "the shell's region"
+            raise Problem(f"there is no stack {name} in {region}", next_step=step, code=NOT_RUNNING)
+        os.environ.update(settings)
 
 
-def _settings_of(stack_name: str) -> dict[str, str]:
-    """Read a stack's settings where its lifecycle function has them: it is given all of them."""
+def settings_of(stack_name: str) -> dict[str, str]:
+    """Read a stack's settings where its lifecycle function has them: it is given all of them. Empty when that is not there."""
     import boto3
 
     lambda_ = boto3.client("lambda")
     try:
         configuration = lambda_.get_function_configuration(FunctionName=f"{stack_name}-lifecycle")
-    except lambda_.exceptions.ResourceNotFoundException as error:
-        step = "name one with MARKSERVE_STACK_NAME, in the region of AWS_REGION; unset it for the local system"
-        raise Problem(f"there is no stack {stack_name} in {lambda_.meta.region_name}", next_step=step, code=NOT_RUNNING) from error
-    variables = configuration["Environment"]["Variables"]
+    except lambda_.exceptions.ResourceNotFoundException:
+        return {}
+    variables = configuration.get("Environment", {}).get("Variables", {})
     return {name: value for name, value in variables.items() if name.startswith("MARKSERVE_")}
 
 

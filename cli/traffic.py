@@ -23,13 +23,3 @@ def recent_requests(model: str) -> int:
 
     now_s = time.time()
     return sum(wiring.windows().arrivals(model, since_s=now_s - RECENT_S, until_s=now_s + 1).values())
-
-
-def stack_settings(stack_name: str) -> dict[str, str]:
-    """Return the settings of a stack's functions, by name of the stack alone; empty when its functions are gone."""
-    client = boto3.client("lambda")
-    try:
-        variables = client.get_function_configuration(FunctionName=f"{stack_name}-plan").get("Environment", {}).get("Variables", {})
-    except client.exceptions.ResourceNotFoundException:
-        return {}
-    return {name: value for name, value in variables.items() if name.startswith("MARKSERVE_")}

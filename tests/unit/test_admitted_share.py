@@ -1,6 +1,7 @@
 import pytest
 
-from markserve.core.admitted_share import SHARE_MIN, AdmittedShare, lot_of, revise_share, usable_rate_rps
+from markserve.core.admitted_share import SHARE_MIN, AdmittedShare, revise_share, usable_rate_rps
+from markserve.core.lot import lot_of
 
 ONE = frozenset({"i-1"})
 

@@ -203,7 +203,7 @@ def test_status_of_a_named_stack_tells_of_each_model(stack: Stack, monkeypatch: 
 
     assert (found["api_url"], list(found["models"])) == ("https://api.example.org", ["digits"])
     assert found["models"]["digits"]["versions"]["live"] == "7"
-    assert found["models"]["digits"]["service"]["by_tier"] == {"worker": 10}
+    assert found["models"]["digits"]["service"]["by_tier"] == {"worker": 10, "lambda": 0, "rejected": 0}
     assert [i["state"] for i in found["instances"]] == ["serving"]
     assert "messages waiting" in markserve("status", "digits").stdout
 
@@ -234,8 +234,10 @@ def test_cost_adds_tiers_and_plumbing_and_compares(stack: Stack) -> None:
         sum(cost[f"{part}_usd_per_hour"] for part in ("workers", "lambda", "plumbing")), rel=1e-6
     )
     assert found["usd_per_month"] == pytest.approx(730 * here["total_usd_per_hour"])
-    assert {way["name"] for way in others} | {text.split(":")[0] for text in cost["missing"]} >= {"lambda"} or cost["missing"]
-    assert len(others) + len(cost["missing"]) == 2
+    assert cost["workers_usd_per_hour"] == pytest.approx(0.05, rel=0.01)  # it lives for half of the hour
+    assert cost["lambda_usd_per_hour"] > 0
+    assert sum(cost["plumbing_by_kind_usd_per_hour"].values()) == pytest.approx(cost["plumbing_usd_per_hour"])
+    assert ([way["name"] for way in others], cost["missing"]) == (["lambda", "sagemaker"], [])
     assert "per million" in markserve("cost").stdout
 
 

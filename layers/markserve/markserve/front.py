@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from markserve.attempt import GRACE_S, KEPT_TTL_S, POLL_MIN_S, RETRY_AFTER_S, Attempt
-from markserve.core.admitted_share import lot_of
+from markserve.core.lot import lot_of
 from markserve.core.slo_class import SloClass, class_objective
 from markserve.core.spillover import ADMIT_ALL, Admission, AdmissionAction, admit, poll_delays_s
 from markserve.core.traffic import choose_version

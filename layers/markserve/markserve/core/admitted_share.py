@@ -7,7 +7,6 @@ knows of it is about a second old, and says nothing of what other fronts have ad
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass, replace
 
@@ -123,12 +122,3 @@ def revise_share(known: AdmittedShare, *, entered: int, members: frozenset[str],
     return replace(
         known, share=share, offered_rps=offered_rps, usable_rps=usable_rps, entered=entered, members=members, viewed_at_s=viewed_at_s
     )
-
-
-def lot_of(request_id: str) -> float:
-    """Place of a request in [0, 1), the same at every front and every attempt.
-
-    >>> lot_of("a") == lot_of("a"), 0 <= lot_of("b") < 1
-    (True, True)
-    """
-    return int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:6], "big") / 2**48

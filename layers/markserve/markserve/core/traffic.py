@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from markserve.core.lot import lot_of
 from markserve.core.types import require
 
 
@@ -43,16 +43,11 @@ def choose_version(*, model: str, live: str, canary: str | None, weight: float, 
     require(0 <= weight <= 1, f"weight must lie in [0, 1], got {weight}")
     if canary is None or weight == 0:
         return VersionChoice(version=live, reason="")
-    if _place(model, canary, key) >= weight:
+    if lot_of("\n".join((model, canary, key))) >= weight:
         return VersionChoice(version=live, reason=f"live version, the canary {canary} gets {weight:.0%}")
     if not is_canary_ready:
         return VersionChoice(version=live, reason=f"live version, not every worker has loaded the canary {canary} yet")
     return VersionChoice(version=canary, reason=f"canary, {weight:.0%} of requests")
-
-
-def _place(model: str, canary: str, key: str) -> float:
-    digest = hashlib.sha256("\n".join((model, canary, key)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
