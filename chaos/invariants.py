@@ -23,7 +23,7 @@ from markserve.messages import Answer
 SAMPLE_EVERY_S = 1.0
 SETTLE_WITHIN_S = 45.0
 """A message whose worker died reappears after 30 s; whoever receives it finds it answered and deletes it."""
-CENT = 1e-6
+ROUNDING_USD = 1e-6
 
 ValueT = TypeVar("ValueT")
 
@@ -128,7 +128,7 @@ def breaches(stage: Stage, watch: FleetWatch) -> list[str]:
         most, dearest = max((s.running for s in watch.samples), default=0), max((s.usd_per_hour for s in watch.samples), default=0.0)
         if most > MAX_INSTANCES:
             found.append(f"{most} instances ran; the ceiling is {MAX_INSTANCES}")
-        if dearest > MAX_HOURLY_COST_USD + CENT:
+        if dearest > MAX_HOURLY_COST_USD + ROUNDING_USD:
             found.append(f"${dearest:.3f}/h were spent; the ceiling is ${MAX_HOURLY_COST_USD:g}/h")
     if stage.is_gone:
         return found

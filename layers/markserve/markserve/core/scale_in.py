@@ -12,7 +12,7 @@ from markserve.core.tunables import Tunables
 from markserve.core.types import Instance, InstanceState
 
 STARTED_OR_STARTING = (InstanceState.REQUESTED, InstanceState.WARMING, InstanceState.SERVING)
-CENT_USD = 1e-6
+ROUNDING_USD = 1e-6
 """Prices are summed in another order than when they were bought."""
 
 
@@ -108,7 +108,7 @@ def over_ceiling(
     for instance in sorted(staying, key=lambda i: _first_to_go(i, capacities_rps)):
         if count > tunables.max_instances:
             excess = f"{count} instances exceed max-instances {tunables.max_instances}"
-        elif usd_per_hour > tunables.max_hourly_cost_usd + CENT_USD:
+        elif usd_per_hour > tunables.max_hourly_cost_usd + ROUNDING_USD:
             excess = f"${usd_per_hour:.4f}/h exceed max-hourly-cost-usd ${tunables.max_hourly_cost_usd:.4f}"
         else:
             break
