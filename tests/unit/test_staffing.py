@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from markserve.core.batch_limits import choose_batch_limits
@@ -42,6 +42,7 @@ def test_more_servers_and_more_time_never_lower_the_utilization(servers: int, ba
 
 
 @given(rate_rps=st.floats(0.1, 1e5))
+@example(rate_rps=327.0)  # two by the rate that each has in a fleet of three, which is what it takes
 def test_an_instance_is_good_for_at_most_its_nominal_rate_and_enough_of_them_for_the_fleets(rate_rps: float) -> None:
     each_rps = rate_in_fleet_rps(ESTIMATE, LIMITS, fleet_rate_rps=rate_rps)
 

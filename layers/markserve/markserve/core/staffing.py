@@ -138,6 +138,16 @@ def sustainable_rps(estimate: LatencyEstimate, limits: BatchLimits, *, servers: 
     return best
 
 
+def _least_for_one_fewer(fleet_rate_rps: float, servers: int) -> float:
+    """Rate per instance at which one instance fewer would nearly do.
+
+    In a fleet of n each is good for more than in one of n - 1, so at `rate(n) / n` each, n - 1 may look like enough when they are not.
+    """
+    if servers == 1 or servers > EXACT_SERVERS:  # beyond, n is on a coarse grid, and one more or less is no matter
+        return math.inf
+    return fleet_rate_rps / (servers - 1) * (1 - 1e-6)
+
+
 def rate_in_fleet_rps(
     estimate: LatencyEstimate, limits: BatchLimits, *, fleet_rate_rps: float, late_share_max: float = LATE_SHARES[0]
 ) -> float:
@@ -159,7 +169,7 @@ def rate_in_fleet_rps(
     for _ in range(50):
         rate_rps = sustainable_rps(estimate, limits, servers=servers, late_share_max=late_share_max)
         if rate_rps >= fleet_rate_rps:
-            return rate_rps / servers
+            return min(rate_rps / servers, _least_for_one_fewer(fleet_rate_rps, servers))
         each_rps = rate_rps / servers
         servers = max(servers + 1, min(math.ceil(fleet_rate_rps / each_rps - 1e-9) if each_rps > 0 else 2 * servers, 2 * servers))
         servers = servers if servers <= EXACT_SERVERS else math.ceil(servers / 8) * 8  # a coarse grid is found again
