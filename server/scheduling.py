@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 
+from markserve.telemetry import logger
+
 
 def yielding() -> None:
     """Have this process, and what it starts, preempt nobody."""
@@ -22,5 +24,9 @@ def interactive() -> None:
 
 
 def _become(policy: str) -> None:
-    if hasattr(os, policy):
+    if not hasattr(os, policy):
+        return  # not Linux
+    try:
         os.sched_setscheduler(0, getattr(os, policy), os.sched_param(0))
+    except PermissionError as error:  # a sandbox that forbids it: slower on a shared core, and otherwise the same
+        logger.warning("%s refused: %s", policy, error)
