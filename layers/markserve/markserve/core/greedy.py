@@ -64,6 +64,12 @@ class Choice:
         """Chosen offerings, with numbers."""
         return [(c, n) for c, n in self.counted if c.is_new]
 
+    def launched_beyond(self, numbers: Mapping[str, int]) -> list[tuple[Candidate, int]]:
+        """Offerings of which another number is chosen than these, with how many more; fewer is negative."""
+        keys = dict.fromkeys([*self.numbers, *numbers])
+        more = [(self._head[key], self.numbers.get(key, 0) - numbers.get(key, 0)) for key in keys]
+        return [(candidate, number) for candidate, number in more if candidate.is_new and number]
+
     @property
     def launches(self) -> list[Candidate]:
         """Chosen offerings, one entry per instance."""

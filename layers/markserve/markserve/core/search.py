@@ -99,9 +99,8 @@ def settle(choice: Choice, base: Mapping[str, int], room: Room, effort: Effort) 
 
 
 def _room_between(room: Room, choice: Choice, numbers: Mapping[str, int], *, back: bool = True) -> Room:
-    """Room once the launches of `choice` beyond `numbers` are given back, or bought."""
-    for candidate, number in choice.launched:
-        more = number - numbers.get(candidate.key, 0)
+    """Room once the launches of `choice` beyond `numbers` are given back, or bought; those of `numbers` that it gave up, the reverse."""
+    for candidate, more in choice.launched_beyond(numbers):
         room = room.with_bought(candidate.offering, -more if back else more)
     return room
 
