@@ -244,6 +244,8 @@ class Day:
                 control=self.control,
                 events=self.events,
                 parameters=self.parameters,
+                judged_at_s={},
+                judge_every_s=0.0,
                 window_s=WINDOW_S,
                 step_s=MINUTE_S,
                 now_s=self.now_s + MINUTE_S,

@@ -60,7 +60,7 @@ def _record(windows: MemoryWindowStore, since_s: float, until_s: float, rng: np.
         ArrivalCounts(model=MODEL, window_at_s=float(at_s), count=int(rng.poisson(300)))
         for at_s in np.arange(since_s, until_s, GRID.window_s)
     )
-    windows.apply(MetricsBatch(batch_id=str(since_s), sent_at_s=until_s, arrivals=arrivals, tick_at_s=until_s), expires_at_s=1e12)
+    windows.apply([MetricsBatch(batch_id=str(since_s), sent_at_s=until_s, arrivals=arrivals, tick_at_s=until_s)], expires_at_s=1e12)
 
 
 def _no_forecaster() -> NoReturn:

@@ -57,7 +57,16 @@ def simulate(
     interrupt: Annotated[
         list[str] | None, typer.Option(help="AT:SHARE[:no-notice]: interrupt that share of the largest spot pool; repeatable.")
     ] = None,
-    provisioned_concurrency: Annotated[int, typer.Option(min=0, max=1000, help="Lambda environments that never start cold.")] = 0,
+    provisioned_concurrency: Annotated[int, typer.Option(min=0, help="Lambda environments that never start cold.")] = 0,
+    max_instances: Annotated[
+        int, typer.Option(min=0, max=100_000, help="Most instances a policy may have at once; SageMaker is not bound by it.")
+    ] = 1000,
+    lambda_concurrency: Annotated[
+        int,
+        typer.Option(
+            min=1, max=100_000, help="Lambda invocations at once, beyond which they are refused; 1000 is an account's default quota."
+        ),
+    ] = 1000,
     sagemaker_prices: Annotated[str, typer.Option(help="current (1.20 x EC2 and such) or launch (1.40 x EC2, as in 2019).")] = "current",
     sagemaker_batch: Annotated[int, typer.Option(min=1, help="Most requests that SageMaker's model server takes at once.")] = 1,
     forecaster: Annotated[
@@ -99,6 +108,8 @@ def simulate(
             spot_traces=tuple(spot_trace or ()),
             interrupts=tuple(interrupt or ()),
             provisioned=provisioned_concurrency,
+            max_instances=max_instances,
+            lambda_concurrency=lambda_concurrency,
             sagemaker_prices=sagemaker_prices,
             sagemaker_batch=sagemaker_batch,
             forecaster=forecaster,

@@ -62,7 +62,7 @@ LAUNCH_DELAY_SIGMA = 0.1
 """Log-standard deviation of that delay: 98 % lie within +23 %. Assumption; policies are told the median, or what they
 have measured."""
 MAX_INSTANCES, MAX_HOURLY_COST_USD = 1000, 10_000.0
-"""Ceilings out of the way: what a policy would buy is what is asked."""
+"""Ceilings out of the way: what a policy would buy is what is asked. `--max-instances` sets the first."""
 
 # --- overheads of a request ---
 
@@ -90,7 +90,8 @@ PROVISIONED_DURATION_GB_S_USD = 9.7222e-6
 ENVIRONMENT_IDLE_S = 600.0
 """An idle environment is reclaimed after this. Assumption: AWS does not state it; 5 to 15 minutes are commonly seen."""
 LAMBDA_CONCURRENCY = 1000
-"""Invocations at once: the default quota of an account and region (AWS documentation). Beyond it they are refused."""
+"""Invocations at once: the default quota of an account and region (AWS documentation), which AWS raises on request;
+`--lambda-concurrency` sets it. Beyond it they are refused."""
 PING_S = 0.001
 """Billed duration of a warm-up ping: the least there is."""
 

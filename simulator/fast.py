@@ -248,7 +248,8 @@ def _advance(  # type: ignore[no-untyped-def]  # noqa: C901  # one loop over eve
         # --- arrivals
         while coming < n and arrival_s[coming] + transport_s <= now_s:
             in_flight = 0
-            for w in range(workers):
+            # Only a front without a view of its own looks at the workers themselves; a look costs a step per worker.
+            for w in range(workers if seen_queued < 0 else 0):
                 if free_at_s[w] > now_s and serving_at_s[w] <= now_s:
                     in_flight += running[w]
             by_s = _admitted_until_s(

@@ -43,8 +43,10 @@ class PaperPolicy:
         rt_max_s: float,
         spot: bool,
         forecast_factor: float = 1.0,
+        max_instances: int = MAX_INSTANCES,
     ) -> None:
         self.name = name
+        self._max_instances = max_instances
         self._forecast_factor = forecast_factor
         self.uses_spot = spot
         self._model = profile.model
@@ -68,8 +70,9 @@ class PaperPolicy:
         present = [i for i in view.instances if i.state is not InstanceState.DRAINING and not is_standby(i)]
         standbys = [i for i in view.instances if i.state is not InstanceState.DRAINING and is_standby(i)]
         choice = Choice(self._task(demand_rps, offers), existing=self._existing(present, self._horizon(view), view.now_s), offers=offers)
-        fill([choice], Room(instances=MAX_INSTANCES - len(view.instances), usd_per_hour=MAX_HOURLY_COST_USD))
-        if view.at_risk and offers:
+        room = self._max_instances - len(view.instances)
+        fill([choice], Room(instances=room, usd_per_hour=MAX_HOURLY_COST_USD))
+        if view.at_risk and offers and len(choice.launches) < room:
             choice.add(min(offers, key=lambda c: (c.usd_per_request, c.key)))
         step = 0 if view.trigger.is_urgent else 1
         unwanted = {i.instance_id: 0 if i.instance_id in choice.kept_ids else i.unwanted_cycles + step for i in present}
@@ -80,7 +83,9 @@ class PaperPolicy:
             drains += [(i.instance_id, "standby stopped: the replacement serves") for i in standbys]
         return Decision(
             launches=[(c.offering, 1, reason) for c in choice.launches],
-            standbys=self._started(view, demand_rps - serving_rps - sum(map(self._rate_rps, standbys))),
+            standbys=self._started(
+                view, demand_rps - serving_rps - sum(map(self._rate_rps, standbys)), most=max(0, room - len(choice.launches))
+            ),
             drains=drains,
             unwanted_cycles=unwanted,
             demand_rps=demand_rps,
@@ -98,14 +103,14 @@ class PaperPolicy:
     def _horizon(self, view: View) -> Horizon:
         return Horizon(start_at_s=view.now_s, step_s=STEP_S)
 
-    def _started(self, view: View, short_rps: float) -> list[tuple[Offering, int, str]]:
+    def _started(self, view: View, short_rps: float, *, most: int) -> list[tuple[Offering, int, str]]:
         """Start as many standbys as the interruption left short of the demand."""
         usable = [o for o in self._standbys if o.instance_type in self._limits]
         if view.trigger is not Trigger.INTERRUPTION or short_rps <= 0 or not usable:
             return []
         best = min(usable, key=lambda o: (o.price_usd_per_hour / self._limits[o.instance_type].service_rate_rps, o.key))
-        number = math.ceil(short_rps / self._limits[best.instance_type].service_rate_rps)
-        return [(best, number, f"{STANDBY}: {short_rps:.1f} rps short after an interruption")]
+        number = min(most, math.ceil(short_rps / self._limits[best.instance_type].service_rate_rps))
+        return [(best, number, f"{STANDBY}: {short_rps:.1f} rps short after an interruption")] if number else []
 
     def _offers(self, view: View) -> list[Candidate]:
         horizon = self._horizon(view)

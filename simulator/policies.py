@@ -23,7 +23,7 @@ from markserve.core.tunables import Tunables
 from markserve.core.types import Forecast, Instance, Offering
 from markserve.errors import InfeasibleSlo
 from markserve.plan_inputs import model_demand
-from simulator.assumptions import HORIZON_STEPS, MAX_HOURLY_COST_USD, MAX_INSTANCES, STEP_S
+from simulator.assumptions import HORIZON_STEPS, LAMBDA_CONCURRENCY, MAX_HOURLY_COST_USD, MAX_INSTANCES, STEP_S
 from simulator.monitor import Monitor, ProductMonitor
 from simulator.service import ProfileFile
 
@@ -113,17 +113,25 @@ def feasible_limits(profile: ProfileFile, latency_budget_s: float) -> dict[str, 
     return limits
 
 
-def stack_tunables(*, rt_max_s: float, sl_min: float, can_spill: bool, spot: bool = False) -> Tunables:
-    """Operator parameters of a simulated stack: ceilings out of the way."""
+def stack_tunables(
+    *,
+    rt_max_s: float,
+    sl_min: float,
+    can_spill: bool,
+    spot: bool = False,
+    max_instances: int = MAX_INSTANCES,
+    lambda_concurrency: int = LAMBDA_CONCURRENCY,
+) -> Tunables:
+    """Operator parameters of a simulated stack: ceilings out of the way unless they are asked for."""
     return Tunables(
         rt_max_s=rt_max_s,
         sl_min=sl_min,
         launches_enabled=True,
-        max_instances=MAX_INSTANCES,
+        max_instances=max_instances,
         max_hourly_cost_usd=MAX_HOURLY_COST_USD,
         spot_enabled=spot,
         warm_environments_max=100,
-        spillover_max_concurrency=MAX_INSTANCES if can_spill else 0,
+        spillover_max_concurrency=lambda_concurrency if can_spill else 0,
     )
 
 

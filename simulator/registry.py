@@ -24,7 +24,6 @@ from simulator.policies import (
     foresight,
     misled,
     no_forecast,
-    stack_tunables,
     the_peak,
 )
 from simulator.sagemaker_search import best_setting
@@ -147,8 +146,7 @@ class _Builder:
         scale_in_cycles: int | None = None,
         is_monitored: bool = True,
     ) -> PlannedPolicy:
-        profile, slo = self.scenario.known_profile, self.scenario.slo
-        tunables = stack_tunables(rt_max_s=slo.latency_s, sl_min=slo.percentile, can_spill=profile.can_spill, spot=spot)
+        profile, tunables = self.scenario.known_profile, self.scenario.tunables(spot=spot)
         if scale_in_cycles is not None:
             tunables = replace(tunables, scale_in_cycles=scale_in_cycles)
         return PlannedPolicy(name, profile=profile, tunables=tunables, forecast=forecast, is_monitored=is_monitored)
@@ -162,4 +160,5 @@ class _Builder:
             rt_max_s=self.scenario.slo.latency_s,
             spot=spot,
             forecast_factor=self.forecast_factor,
+            max_instances=self.scenario.max_instances,
         )

@@ -11,7 +11,7 @@ from typing import cast, get_args
 from markserve.core.sagemaker_prices import Generation
 from markserve.core.types import Slo
 from markserve.errors import InvalidRequest
-from simulator.assumptions import LAUNCH_DELAY_S, LAUNCH_DELAY_SIGMA
+from simulator.assumptions import LAMBDA_CONCURRENCY, LAUNCH_DELAY_S, LAUNCH_DELAY_SIGMA, MAX_INSTANCES
 from simulator.inputs import load_profile, read_catalog, with_prices
 from simulator.interruptions import Ordered
 from simulator.market import spot_market
@@ -44,6 +44,8 @@ class Request:
     spot_traces: tuple[Path, ...] = ()
     interrupts: tuple[str, ...] = ()
     provisioned: int = 0
+    max_instances: int = MAX_INSTANCES
+    lambda_concurrency: int = LAMBDA_CONCURRENCY
     sagemaker_prices: str = "current"
     sagemaker_batch: int = 1
     forecaster: str = "best"
@@ -79,6 +81,10 @@ def scenario_of(asked: Request) -> Scenario:
         raise InvalidRequest("nothing to interrupt without --spot or --spot-trace", field="interrupt")
     if asked.provisioned and not profile.can_spill:
         raise InvalidRequest("the profile has no lambda entry to provision", field="provisioned-concurrency")
+    if asked.provisioned > asked.lambda_concurrency:
+        raise InvalidRequest(
+            f"{asked.provisioned} is more than --lambda-concurrency {asked.lambda_concurrency} allows", field="provisioned-concurrency"
+        )
     return Scenario(
         trace=trace,
         profile=profile,
@@ -91,6 +97,8 @@ def scenario_of(asked: Request) -> Scenario:
         market=spot_market(profile, catalog, asked.spot_traces, trace, launch_delay_s=delay_s) if has_spot else None,
         interrupts=interrupts,
         provisioned=asked.provisioned,
+        max_instances=asked.max_instances,
+        lambda_concurrency=asked.lambda_concurrency,
     )
 
 

@@ -409,5 +409,6 @@ def _spill_tier(scenario: Scenario) -> SpillTier | None:
         make_kind(profile.profile(LAMBDA), alone),
         memory_mb=profile.lambda_memory_mb,
         rng=np.random.default_rng([scenario.seed, 0xC01D]),
+        concurrency=scenario.lambda_concurrency,
         provisioned=scenario.provisioned,
     )

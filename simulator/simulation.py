@@ -15,13 +15,16 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from markserve.core.tunables import Tunables
 from markserve.core.types import Offering, Slo
 from markserve.plan_inputs import LAMBDA, model_spill_reserve
 from simulator.arrivals import Window, windows
 from simulator.assumptions import (
+    LAMBDA_CONCURRENCY,
     LAUNCH_DELAY_S,
     LAUNCH_DELAY_SIGMA,
     MARGIN_SHARE,
+    MAX_INSTANCES,
     REPLY_OVERHEAD_S,
     SPILL_MARGIN_MIN_S,
     SPILL_MARGIN_SHARE,
@@ -58,6 +61,10 @@ class Scenario:
         Lambda environments of provisioned concurrency.
     request_share
         Share of requests that `requests.parquet` gets.
+    max_instances
+        Ceiling on instances at once, which the planner is told. Nothing else enforces it.
+    lambda_concurrency
+        Invocations of the spillover function at once: what the account allows, and what the planner is told.
     planned_profile
         What policies take for the profile, where that is wrong; None where they know it. Work takes what `profile` says.
     """
@@ -73,6 +80,8 @@ class Scenario:
     market: SpotMarket | None = None
     interrupts: Sequence[Ordered] = ()
     provisioned: int = 0
+    max_instances: int = MAX_INSTANCES
+    lambda_concurrency: int = LAMBDA_CONCURRENCY
     planned_profile: ProfileFile | None = None
 
     @property
@@ -80,10 +89,20 @@ class Scenario:
         """The profile that policies plan with."""
         return self.planned_profile or self.profile
 
+    def tunables(self, *, spot: bool = False) -> Tunables:
+        """Operator parameters of the simulated stack."""
+        return stack_tunables(
+            rt_max_s=self.slo.latency_s,
+            sl_min=self.slo.percentile,
+            can_spill=self.known_profile.can_spill,
+            spot=spot,
+            max_instances=self.max_instances,
+            lambda_concurrency=self.lambda_concurrency,
+        )
+
     def terms(self) -> Terms:
         """Terms of service, with the product's own assumptions."""
         rt_max_s = self.slo.latency_s
-        tunables = stack_tunables(rt_max_s=rt_max_s, sl_min=self.slo.percentile, can_spill=self.profile.can_spill)
         on_lambda_s = self.profile.profile(LAMBDA).points[0].p99_s if self.profile.can_spill else 0.0
         return Terms(
             slo=self.slo,
@@ -93,7 +112,7 @@ class Scenario:
             spill_margin_s=max(SPILL_MARGIN_MIN_S, SPILL_MARGIN_SHARE * rt_max_s),
             spill_available=self.profile.can_spill,
             worker_margin_s=MARGIN_SHARE * rt_max_s,
-            keeps_reserve=model_spill_reserve(self.profile.record(), tunables).reserve_s > 0,
+            keeps_reserve=model_spill_reserve(self.profile.record(), self.tunables()).reserve_s > 0,
         )
 
 

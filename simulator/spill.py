@@ -10,7 +10,6 @@ from markserve.core.cost import lambda_cost_usd
 from simulator.assumptions import (
     COLD_START,
     ENVIRONMENT_IDLE_S,
-    LAMBDA_CONCURRENCY,
     PING_S,
     PROVISIONED_DURATION_GB_S_USD,
     PROVISIONED_GB_S_USD,
@@ -27,17 +26,17 @@ class SpillTier:
     """Environments of one model's spillover function.
 
     An invocation takes the first free warm environment, so that the last ones fall idle and are reclaimed; if none is
-    free it starts a new one, cold. Beyond `LAMBDA_CONCURRENCY` it is refused. Provisioned environments come first, never
+    free it starts a new one, cold. Beyond `concurrency` it is refused. Provisioned environments come first, never
     start cold, and are billed by `provisioned_usd` as long as they are there.
     """
 
-    def __init__(self, kind: Kind, *, memory_mb: int, rng: np.random.Generator, provisioned: int = 0) -> None:
+    def __init__(self, kind: Kind, *, memory_mb: int, rng: np.random.Generator, concurrency: int, provisioned: int = 0) -> None:
         self._kind = kind
         self._memory_mb = memory_mb
         self._rng = rng
         self._provisioned = provisioned
-        self._free_at_s = np.full(LAMBDA_CONCURRENCY, -math.inf)
-        self._alive_until_s = np.full(LAMBDA_CONCURRENCY, -math.inf)
+        self._free_at_s = np.full(concurrency, -math.inf)
+        self._alive_until_s = np.full(concurrency, -math.inf)
         self._free_at_s[:provisioned] = -1.0
         self._alive_until_s[:provisioned] = math.inf
         self.billed_ms = 0.0
@@ -66,7 +65,7 @@ class SpillTier:
 
     def keep_warm(self, environments: int, *, now_s: float) -> None:
         """Ping as many environments, which starts those that are not there."""
-        for slot in range(min(environments, LAMBDA_CONCURRENCY)):
+        for slot in range(min(environments, self._free_at_s.size)):
             if self._free_at_s[slot] > now_s or slot < self._provisioned:
                 continue
             cold_s = 0.0 if self._alive_until_s[slot] >= now_s else COLD_START.at(self._rng.standard_normal())

@@ -6,9 +6,10 @@ its dead-letter queue, where an operator sees it; the others are not held up.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,12 @@ SLIDING_STEPS, SHORT_STEPS, LEAD_STEPS = 5.0, 0.5, 1.0
 ahead as the next planned cycle: an event is worth raising only for what cannot wait for that."""
 ALERT_INTERVAL_S = 30.0
 """Least time between two events of a model: a plan takes seconds to act on, and a launch minutes."""
+JUDGE_EVERY_S_PER_SHARD = 0.1
+"""Least time between two judgements of a model in one environment, for each shard that a judgement reads. Below the second that
+deliveries are apart in a small stack; in a large one many environments judge the same model, each reading all of its shards."""
+
+_judged_at_s: dict[str, float] = {}
+"""When this environment judged a model last."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,36 +77,41 @@ def run(
     control: ControlStore,
     events: EventPublisher,
     parameters: ParameterSource,
+    judged_at_s: MutableMapping[str, float],
+    judge_every_s: float,
     window_s: float,
     step_s: float,
     now_s: float,
 ) -> Ingested:
-    """Add each report's counts to their windows once, then judge the objective of every model they touch."""
+    """Add each report's counts to their windows once, then judge the objective of every model they touch and that is due."""
     result = Ingested()
-    judged: set[str] = set()
+    touched: set[str] = set()
+    read: list[tuple[Report, MetricsBatch]] = []
     for report in reports:
         try:
-            batch = decode(report.body, MetricsBatch)
-            is_new = windows.apply(batch, expires_at_s=now_s + RETENTION_S)
+            read.append((report, decode(report.body, MetricsBatch)))
         except InvalidRequest as error:
             logger.error("unreadable metrics, left to the dead-letter queue", extra={"message_id": report.message_id, "reason": str(error)})
             result.unreadable += 1
             result.failed_ids.append(report.message_id)
-        except Transient as error:
-            logger.warning("metrics not applied, to be retried", extra={"message_id": report.message_id, "reason": str(error)})
+    outcomes = windows.apply([batch for _, batch in read], expires_at_s=now_s + RETENTION_S)
+    for (report, batch), is_new in zip(read, outcomes, strict=True):
+        if isinstance(is_new, Transient):
+            logger.warning("metrics not applied, to be retried", extra={"message_id": report.message_id, "reason": str(is_new)})
             result.failed_ids.append(report.message_id)
-        else:
-            result.applied += is_new
-            result.repeated += not is_new
-            # Repeated ones too: the first delivery may have ended before its models were judged.
-            judged.update(counts.model for counts in batch.outcomes)
-            for arrival in batch.arrivals if is_new else ():
-                result.arrivals[arrival.model] += arrival.count
-    for model in sorted(judged):
+            continue
+        result.applied += is_new
+        result.repeated += not is_new
+        # Repeated ones too: the first delivery may have ended before its models were judged.
+        touched.update(counts.model for counts in batch.outcomes)
+        for arrival in batch.arrivals if is_new else ():
+            result.arrivals[arrival.model] += arrival.count
+    for model in sorted(name for name in touched if now_s - judged_at_s.get(name, -math.inf) >= judge_every_s):
         try:
             result.assessments[model] = _judge(
                 model, windows=windows, control=control, events=events, parameters=parameters, window_s=window_s, step_s=step_s, now_s=now_s
             )
+            judged_at_s[model] = now_s
         except Transient as error:
             # The counts are safe, and the next report judges again: failing the messages would only repeat them.
             logger.warning("objective not judged", extra={"model": model, "reason": str(error)})
@@ -170,6 +182,8 @@ def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
         control=wiring.control(),
         events=wiring.events(),
         parameters=wiring.parameters(),
+        judged_at_s=_judged_at_s,
+        judge_every_s=JUDGE_EVERY_S_PER_SHARD * wiring.settings().shards,
         window_s=wiring.settings().window_s,
         step_s=wiring.settings().step_s,
         now_s=time.time(),

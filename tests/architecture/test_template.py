@@ -250,7 +250,9 @@ def test_tables_are_on_demand_encrypted_and_expire_items() -> None:
 
 def test_queues_are_encrypted_and_have_a_dead_letter_queue_or_are_one() -> None:
     for name, properties in of_type("AWS::SQS::Queue").items():
-        assert properties["SqsManagedSseEnabled"] is True
+        own = {"SqsManagedSseEnabled": {"Fn::If": ["HasKmsKey", {"Ref": "AWS::NoValue"}, True]}}
+        own["KmsMasterKeyId"] = {"Fn::If": ["HasKmsKey", {"Ref": "KmsKeyArn"}, {"Ref": "AWS::NoValue"}]}
+        assert properties["SqsManagedSseEnabled"] is True if name == "EventsDeadLetterQueue" else own.items() <= properties.items()
         assert name.endswith("DeadLetterQueue") or properties["RedrivePolicy"]["maxReceiveCount"] == 5
 
 

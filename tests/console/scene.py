@@ -104,7 +104,7 @@ class Scene:
             outcomes=tuple(o for o in outcomes if o.ok + o.errors),
             tick_at_s=at_s + WINDOW_S + 1.0 if ticks else None,
         )
-        self.windows.apply(batch, expires_at_s=at_s + 1e6)
+        self.windows.apply([batch], expires_at_s=at_s + 1e6)
 
     def event(self, method: str, path: str, *, headers: Mapping[str, str] | None = None, body: bytes = b"", **query: str) -> dict[str, Any]:
         """Write an HTTP API event of payload format 2.0, as of a stack without authorisation."""

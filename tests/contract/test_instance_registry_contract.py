@@ -1,24 +1,28 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
-from markserve.adapters.dynamodb_instances import DynamoInstanceRegistry
+from markserve.adapters.dynamodb_instances import SHARDS_KNOWN_S, DynamoInstanceRegistry
 from markserve.adapters.memory import MemoryInstanceRegistry
+from markserve.core.cost import DYNAMODB_WRITE_BYTES
 from markserve.core.types import Instance, InstanceState, WorkerStats
 from markserve.errors import StaleWrite
+from markserve.messages import encode
 from markserve.ports import InstanceRegistry
 from tests.builders import NOW_S, an_instance
 from tests.contract.conftest import BACKENDS, create_table
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=[*BACKENDS, "moto, sharded"])
 def registry(request: pytest.FixtureRequest) -> InstanceRegistry:
     if request.param == "memory":
         return MemoryInstanceRegistry()
     client = request.getfixturevalue("aws")("dynamodb")
-    return DynamoInstanceRegistry(client, create_table(client, "instances"))
+    return DynamoInstanceRegistry(client, create_table(client, "instances"), shards=1 if request.param == "moto" else 5)
 
 
 def requested(instance_id: str = "i-1", **overrides: object) -> Instance:
@@ -58,7 +62,8 @@ def test_registry_lists_by_model_and_by_age(registry: InstanceRegistry) -> None:
 
     assert [instance.instance_id for instance in registry.list()] == ["i-3", "i-2", "i-1"]
     assert [instance.instance_id for instance in registry.list("digits")] == ["i-2", "i-1"]
-    assert registry.list("unknown") == []
+    assert [instance.instance_id for instance in registry.list("digits", up_to_date=False)] == ["i-2", "i-1"]
+    assert registry.list("unknown") == registry.list("unknown", up_to_date=False) == []
 
 
 def test_registry_stamps_each_state_and_keeps_why_it_was_bought(registry: InstanceRegistry) -> None:
@@ -123,3 +128,94 @@ def test_registry_stores_the_evidence_counters(registry: InstanceRegistry) -> No
     registry.count_evidence("i-unknown", missed_cycles=1, unwanted_cycles=1)
 
     assert [(i.instance_id, i.missed_cycles, i.unwanted_cycles) for i in registry.list()] == [("i-1", 2, 5)]
+
+
+# --- how DynamoDB does it -------------------------------------------------------------------------------------------
+
+
+def test_registry_keeps_knowing_its_instances_when_the_number_of_shards_changes(aws: Callable[[str], Any]) -> None:
+    client = aws("dynamodb")
+    create_table(client, "instances")
+    worker, reader = DynamoInstanceRegistry(client, "instances"), DynamoInstanceRegistry(client, "instances")
+    put = 0
+    for shards in (1, 8, 2, 1):
+        launcher = DynamoInstanceRegistry(client, "instances", shards=shards)
+        for _ in range(8):
+            launcher.put(requested(f"i-{put}", requested_at_s=float(put)))
+            put += 1
+    everyone = [f"i-{i}" for i in range(put)]
+
+    assert [i.instance_id for i in reader.list("digits")] == [i.instance_id for i in reader.list()] == everyone
+    for instance_id in everyone:
+        worker.heartbeat(instance_id, at_s=NOW_S, stats=WorkerStats(completed=1))
+    assert {i.stats.completed for i in reader.list("digits", up_to_date=False)} == {1}
+    partitions = {item["pk"]["S"] for item in client.scan(TableName="instances")["Items"] if item["pk"]["S"].startswith("model#")}
+    assert len(partitions) > 4
+
+
+def test_registry_knows_instances_that_were_there_before_there_were_shards(aws: Callable[[str], Any]) -> None:
+    client = aws("dynamodb")
+    registry = DynamoInstanceRegistry(client, create_table(client, "instances"), shards=64)
+    old = requested("i-old")
+    for item in (
+        {"pk": {"S": "model#digits"}, "sk": {"S": "i-old"}, "state": {"S": "requested"}, "instance": {"B": encode(old)}},
+        {"pk": {"S": "instance#i-old"}, "sk": {"S": "model"}, "model": {"S": "digits"}},
+        {"pk": {"S": "models"}, "sk": {"S": "digits"}},
+    ):
+        client.put_item(TableName="instances", Item=item)
+    registry.put(requested("i-new"))
+
+    assert [i.instance_id for i in registry.list("digits")] == ["i-new", "i-old"]
+    assert registry.heartbeat("i-old", at_s=NOW_S, stats=WorkerStats()).heartbeat_at_s == NOW_S
+
+
+def test_a_reader_that_asks_often_looks_for_new_shards_only_now_and_then(aws: Callable[[str], Any]) -> None:
+    client = aws("dynamodb")
+    clock_s = 0.0
+    registry = DynamoInstanceRegistry(client, create_table(client, "instances"), monotonic_s=lambda: clock_s)
+    registry.put(requested())
+    consistent: list[bool] = []
+    client.meta.events.register("provide-client-params.dynamodb.Query", lambda params, **_: consistent.append(params["ConsistentRead"]))
+
+    for at_s in (1.0, 2.0, 3.0, SHARDS_KNOWN_S + 1.0, SHARDS_KNOWN_S + 2.0):
+        clock_s = at_s
+        assert len(registry.list("digits", up_to_date=False)) == 1
+
+    # Each time the instances; twice the shards, the first time among them.
+    assert consistent == [True, False, False, False, True, False, False]
+
+
+def attributes(item: dict[str, dict[str, Any]]) -> list[tuple[str, Any]]:
+    return [(name, value) for name, typed in item.items() for value in typed.values()]
+
+
+def test_heartbeat_is_one_write_unit(aws: Callable[[str], Any]) -> None:
+    """DynamoDB meters an update by the whole item, which is what this sizes as DynamoDB's documentation says."""
+    client = aws("dynamodb")
+    registry = DynamoInstanceRegistry(client, create_table(client, "instances"))
+    instance_id = "i-0123456789abcdef0"
+    reason = (
+        "up to 633.8 rps unmet in steps 3-14; $0.247 per million requests it would serve; $0.0349/h for 48.9 rps each, serving in 180 s"
+    )
+    registry.put(requested(instance_id, model="recommender-ranking-v2", reason=reason, plan_id="plan-1700000000-0123456789"))
+    registry.transition(instance_id, expected=[InstanceState.REQUESTED], state=InstanceState.WARMING, at_s=NOW_S + 0.123456, reason="")
+    registry.transition(instance_id, expected=[InstanceState.WARMING], state=InstanceState.SERVING, at_s=NOW_S + 0.123456, reason="")
+    stats = WorkerStats(
+        service_rate_rps=1234.123456789012,
+        batch_latency_s=0.123456789012345,
+        max_batch_size=64,
+        queue_depth=100_000,
+        transport_s=0.123456789012345,
+        in_flight=64,
+        completed=1_000_000_000,
+        dropped=1_000_000,
+        failed=1_000_000,
+        batches=100_000_000,
+        sqs_calls=100_000_000,
+        versions=("2026-01-01", "2026-01-02"),
+    )
+    registry.heartbeat(instance_id, at_s=NOW_S + 0.123456, stats=stats)
+
+    [item] = [i for i in client.scan(TableName="instances")["Items"] if i["sk"]["S"] == instance_id]
+    size = sum(len(name) + len(value if isinstance(value, bytes) else value.encode()) for name, value in attributes(item))
+    assert size <= DYNAMODB_WRITE_BYTES

@@ -17,6 +17,7 @@ from markserve.errors import DependencyUnavailable
 from tests.contract.conftest import session
 
 Aws = Callable[[str], Any]
+KEY = "arn:aws:kms:us-east-1:123456789012:key/11111111-2222-3333-4444-555555555555"
 
 
 def an_admin(client: Any) -> SqsWorkQueueAdmin:
@@ -42,6 +43,29 @@ def test_work_queue_is_the_same_when_created_again(aws: Aws) -> None:
     admin = an_admin(aws("sqs"))
 
     assert admin.create("digits") == admin.create("digits")
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_work_queue_is_encrypted_with_the_key_of_the_dead_letter_queue(aws: Aws, existed: bool) -> None:
+    client = aws("sqs")
+    admin = an_admin(client)
+    before = admin.create("digits") if existed else None
+    dead_letters = client.get_queue_url(QueueName="markserve-work-dlq")["QueueUrl"]
+    client.set_queue_attributes(QueueUrl=dead_letters, Attributes={"KmsMasterKeyId": KEY})
+
+    url = admin.create("digits")
+
+    attributes = client.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
+    assert before in (None, url)
+    assert (attributes["KmsMasterKeyId"], attributes["SqsManagedSseEnabled"]) == (KEY, "false")
+
+
+def test_work_queue_is_encrypted_with_a_key_of_sqs_when_there_is_no_other(aws: Aws) -> None:
+    client = aws("sqs")
+
+    attributes = client.get_queue_attributes(QueueUrl=an_admin(client).create("digits"), AttributeNames=["All"])["Attributes"]
+
+    assert attributes["SqsManagedSseEnabled"] == "true"
 
 
 def test_work_queue_creation_fails_clearly_when_there_is_no_dead_letter_queue(aws: Aws) -> None:

@@ -89,7 +89,7 @@ class Stack:
         ]
         self.now_s += 5.0 * len(steps)
         batch = MetricsBatch(batch_id=f"{model}-{self.now_s}", sent_at_s=self.now_s, arrivals=tuple(arrivals))
-        self.windows.apply(batch, expires_at_s=self.now_s + 3600.0)
+        self.windows.apply([batch], expires_at_s=self.now_s + 3600.0)
 
     def forecast(self, *names: str, forecaster: LearnedForecaster | None = None) -> list[ForecastRecord]:
         return run(
@@ -220,7 +220,7 @@ def test_quiet_steps_are_zero_when_ticks_follow_them_and_missing_when_none_do() 
     stack = Stack()
     stack.record([6])
     stack.now_s += 20.0  # two quiet steps, then two of which nothing is known
-    stack.windows.apply(MetricsBatch(batch_id="tick", sent_at_s=NOW_S + 15.0, tick_at_s=NOW_S + 15.0), expires_at_s=2 * NOW_S)
+    stack.windows.apply([MetricsBatch(batch_id="tick", sent_at_s=NOW_S + 15.0, tick_at_s=NOW_S + 15.0)], expires_at_s=2 * NOW_S)
 
     recorded = recorded_steps(MODEL, windows=stack.windows, grid=GRID, steps=8, now_s=stack.now_s)
 

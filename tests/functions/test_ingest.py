@@ -15,7 +15,7 @@ from markserve import wiring
 from markserve.adapters.memory import MemoryControlStore, MemoryEventPublisher, MemoryParameterSource, MemoryWindowStore
 from markserve.core.tunables import Tunables
 from markserve.core.types import Tier
-from markserve.errors import DependencyUnavailable, Throttled
+from markserve.errors import DependencyUnavailable, Throttled, Transient
 from markserve.messages import ArrivalCounts, MetricsBatch, OutcomeCounts, SloAtRisk, encode
 from tests.builders import MODEL, NOW_S, a_metrics_batch, some_outcomes
 
@@ -29,6 +29,7 @@ class Stack:
         self.windows = windows or MemoryWindowStore()
         self.control = MemoryControlStore()
         self.events = events or MemoryEventPublisher()
+        self.judged_at_s: dict[str, float] = {}
         self.parameters = MemoryParameterSource(Tunables(rt_max_s=0.2, sl_min=0.98))
 
     def ingest(self, *reports: Report, now_s: float = NOW_S + 10.0) -> Ingested:
@@ -38,6 +39,8 @@ class Stack:
             control=self.control,
             events=self.events,
             parameters=self.parameters,
+            judged_at_s=self.judged_at_s,
+            judge_every_s=1.0,
             window_s=5.0,
             step_s=60.0,
             now_s=now_s,
@@ -57,10 +60,9 @@ class FailingWindows(MemoryWindowStore):
         super().__init__()
         self.failing = set(batch_ids)
 
-    def apply(self, batch: MetricsBatch, *, expires_at_s: float) -> bool:
-        if batch.batch_id in self.failing:
-            raise Throttled("windows: throttled")
-        return super().apply(batch, expires_at_s=expires_at_s)
+    def apply(self, batches: Sequence[MetricsBatch], *, expires_at_s: float) -> list[bool | Transient]:
+        applied = iter(super().apply([batch for batch in batches if batch.batch_id not in self.failing], expires_at_s=expires_at_s))
+        return [Throttled("windows: throttled") if batch.batch_id in self.failing else next(applied) for batch in batches]
 
 
 class UnreadableOutcomes(MemoryWindowStore):
@@ -201,7 +203,7 @@ def test_ingest_raises_an_alarm_for_each_model_when_two_are_at_risk() -> None:
 
 def test_ingest_judges_again_when_the_first_delivery_ended_before_it_could() -> None:
     stack = Stack()
-    stack.windows.apply(a_metrics_batch(outcomes=(some_outcomes(ok=100, within_slo=0),)), expires_at_s=2 * NOW_S)
+    stack.windows.apply([a_metrics_batch(outcomes=(some_outcomes(ok=100, within_slo=0),))], expires_at_s=2 * NOW_S)
 
     stack.ingest(a_report(outcomes=(some_outcomes(ok=100, within_slo=0),)))
 
@@ -222,6 +224,25 @@ def test_ingest_refuses_no_report_when_more_were_within_the_objective_than_answe
     result = Stack().ingest(a_report(outcomes=(some_outcomes(ok=10, within_slo=12),)))
 
     assert result.assessments[MODEL].attainment == 1.0
+
+
+def test_ingest_judges_a_model_again_only_when_the_interval_has_passed_and_counts_meanwhile() -> None:
+    stack = Stack()
+
+    first = stack.ingest(a_failing_report("b-1"))
+    soon = stack.ingest(a_failing_report("b-2"), a_failing_report("b-3", model="other"), now_s=NOW_S + 10.5)
+    later = stack.ingest(a_failing_report("b-4"), now_s=NOW_S + 11.0)
+
+    assert [set(done.assessments) for done in (first, soon, later)] == [{MODEL}, {"other"}, {MODEL}]
+    assert (first.assessments[MODEL].requests, soon.applied, later.assessments[MODEL].requests) == (100, 2, 300)
+
+
+def test_ingest_judges_at_the_next_report_when_it_could_not_at_this_one() -> None:
+    stack = Stack(UnreadableOutcomes())
+    stack.ingest(a_failing_report("b-1"))
+    stack.windows = MemoryWindowStore()
+
+    assert set(stack.ingest(a_failing_report("b-2")).assessments) == {MODEL}
 
 
 @pytest.fixture

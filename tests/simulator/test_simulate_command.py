@@ -187,6 +187,7 @@ def test_bad_catalog_is_one_clear_line(tmp_path: Path, name: str, text: str, mes
         (("--arrivals", "cv=x"), "arrivals: 'cv=x' is none of poisson"),
         (("--sagemaker-prices", "old"), "sagemaker-prices: 'old' is none of current, launch"),
         (("--spot-trace", "/nowhere.csv"), "/nowhere.csv: No such file"),
+        (("--provisioned-concurrency", "21", "--lambda-concurrency", "20"), "21 is more than --lambda-concurrency 20 allows"),
         (("--model", "other"), "holds model squeezenet, not other"),
         (("--end", "nan"), "end: must be a number, got nan"),
         (("--scale", "nan"), "scale: must be positive, got nan"),

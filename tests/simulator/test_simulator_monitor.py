@@ -114,3 +114,27 @@ def test_without_provisioned_environments_the_first_requests_start_cold(tmp_path
 
     assert summary.cold_starts > 0
     assert summary.cost_usd["provisioned"] == 0
+
+
+@pytest.mark.parametrize(("concurrency", "is_enough"), [(2, False), (2000, True)])
+def test_invocations_beyond_the_concurrency_are_refused(tmp_path: Path, concurrency: int, is_enough: bool) -> None:
+    scenario = a_scenario(tmp_path, rows=[(float(t), 200.0) for t in range(60)], lambda_concurrency=concurrency)
+    [built] = policies(["all-lambda"], scenario, forecaster_name="best")
+    summary = simulate(scenario, built, tmp_path / "out")
+
+    assert (summary.lambda_refused == 0) is is_enough
+    assert summary.answered + summary.lambda_refused == summary.requests
+
+
+@pytest.mark.parametrize("policy", ["mark", "mark-paper", "static"])
+def test_instances_stay_below_the_ceiling_whatever_the_concurrency_of_lambda(tmp_path: Path, policy: str) -> None:
+    def most(max_instances: int) -> int:
+        scenario = a_scenario(tmp_path, rows=[(float(t), 300.0) for t in range(240)], max_instances=max_instances, lambda_concurrency=5000)
+        [built] = policies([policy], scenario, forecaster_name="best")
+        simulate(scenario, built, tmp_path / "out")
+        with (tmp_path / "out/instances.csv").open() as file:
+            rented = [(float(row["requested_at_s"]), float(row["terminated_at_s"] or "inf")) for row in csv.DictReader(file)]
+        return max(sum(begins_s <= at_s < ends_s for begins_s, ends_s in rented) for at_s, _ in rented)
+
+    assert most(2) == 2
+    assert most(100) > 2

@@ -196,7 +196,7 @@ def test_status_of_a_named_stack_tells_of_each_model(stack: Stack, monkeypatch: 
     wiring.models().put(a_model_record(model="digits", version="7", queue_url=queue_url))
     wiring.instances().put(an_instance(model="digits", state=InstanceState.SERVING))
     counted = some_outcomes(model="digits", window_at_s=now_s - 60, tier=Tier.WORKER, ok=9, errors=1)
-    wiring.windows().apply(a_metrics_batch(arrivals=(), outcomes=(counted,)), expires_at_s=now_s + 3600)
+    wiring.windows().apply([a_metrics_batch(arrivals=(), outcomes=(counted,))], expires_at_s=now_s + 3600)
     monkeypatch.setenv("MARKSERVE_API_URL", "https://api.example.org")
 
     found = printed("status")
@@ -223,7 +223,7 @@ def test_cost_adds_tiers_and_plumbing_and_compares(stack: Stack) -> None:
         some_outcomes(model="digits", window_at_s=now_s - 60, tier=tier, ok=number, errors=0)
         for tier, number in ((Tier.WORKER, 90), (Tier.LAMBDA, 10))
     ]
-    wiring.windows().apply(a_metrics_batch(arrivals=(), outcomes=tuple(counted)), expires_at_s=now_s + 3600)
+    wiring.windows().apply([a_metrics_batch(arrivals=(), outcomes=tuple(counted))], expires_at_s=now_s + 3600)
 
     found = printed("cost", "--since", "1h")
 

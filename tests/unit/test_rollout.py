@@ -187,7 +187,7 @@ def test_model_that_is_asked_for_or_served_is_removed_by_force_only() -> None:
     scene.loads = False
     with pytest.raises(InvalidRequest, match=r"model: model 'digits' is served by 1 instance\(s\); force it"):
         delete_model("digits", scene.ports)
-    scene.windows.apply(a_metrics_batch(), expires_at_s=NOW_S + 60)
+    scene.windows.apply([a_metrics_batch()], expires_at_s=NOW_S + 60)
     with pytest.raises(InvalidRequest, match="was asked 10 times in the last 15 minutes"):
         delete_model("digits", scene.ports)
 
@@ -216,7 +216,7 @@ def test_outcomes_are_told_apart_by_version_and_by_class() -> None:
         some_outcomes(model_version="2", slo_class="interactive", ok=5, errors=5, within_slo=5),
         some_outcomes(model_version="1", slo_class="standard", ok=10, errors=0, within_slo=10),
     )
-    scene.windows.apply(a_metrics_batch(outcomes=counted), expires_at_s=NOW_S + 60)
+    scene.windows.apply([a_metrics_batch(outcomes=counted)], expires_at_s=NOW_S + 60)
 
     assert served_by_version("digits", scene.windows, now_s=NOW_S + 10) == {
         "1": Served(ok=100, errors=0, within_slo=98),

@@ -115,7 +115,7 @@ class FrontView:
 
     def fleet(self, model: str) -> FleetView:
         """Summarise the model's workers."""
-        instances = self._fleets.get(model, lambda: self._instances.list(model))
+        instances = self._fleets.get(model, lambda: self._instances.list(model, up_to_date=False))
         # Judged at every call: a worker that went silent stops counting even while its record is cached.
         return fleet_view(instances, self._now_s(), self._heartbeat_timeout_s)
 

@@ -260,6 +260,24 @@ class OutcomeCounts(msgspec.Struct, frozen=True, kw_only=True):
     latency_histogram: dict[str, Count] = {}
     """Bucket index (as text) to count; see `core.histogram`."""
 
+    @property
+    def group(self) -> tuple[float, str, str, str]:
+        """What is counted together, and in which order: window, tier, class and version."""
+        return self.window_at_s, self.tier or "", self.slo_class, self.model_version
+
+    def plus(self, other: OutcomeCounts) -> OutcomeCounts:
+        """Sum of two counts of the same model and group."""
+        histogram = dict(self.latency_histogram)
+        for bucket, count in other.latency_histogram.items():
+            histogram[bucket] = histogram.get(bucket, 0) + count
+        return msgspec.structs.replace(
+            self,
+            ok=self.ok + other.ok,
+            errors=self.errors + other.errors,
+            within_slo=self.within_slo + other.within_slo,
+            latency_histogram=histogram,
+        )
+
 
 class ArrivalCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Arrivals of one model in one window."""

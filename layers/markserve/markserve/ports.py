@@ -13,6 +13,7 @@ from typing import Protocol
 from markserve.core.backtest import History, Rates
 from markserve.core.tunables import Tunables
 from markserve.core.types import CapacityType, Instance, InstanceState, ObservedInstance, WorkerStats
+from markserve.errors import Transient
 from markserve.messages import (
     Answer,
     ClientRecord,
@@ -95,8 +96,14 @@ class ResultStore(Protocol):
 class WindowStore(Protocol):
     """Arrival windows, outcome windows and the liveness ticks of the pipeline."""
 
-    def apply(self, batch: MetricsBatch, *, expires_at_s: float) -> bool:
-        """Add a batch's counts to their windows; False (and no change) when this batch_id was already applied."""
+    def apply(self, batches: Sequence[MetricsBatch], *, expires_at_s: float) -> list[bool | Transient]:
+        """Add the counts of batches to their windows, in as few writes as it takes.
+
+        Returns
+        -------
+        For each batch
+            True; False (and no change) when its batch_id was already applied; or why it could not be written, which may be tried again.
+        """
 
     def arrivals(self, model: str, *, since_s: float, until_s: float) -> dict[float, int]:
         """Return counts by window start for windows with arrivals, `since_s <= start < until_s`."""
@@ -156,8 +163,12 @@ class InstanceRegistry(Protocol):
     def count_evidence(self, instance_id: str, *, missed_cycles: int, unwanted_cycles: int) -> None:
         """Store the reconcile counters."""
 
-    def list(self, model: str | None = None) -> list[Instance]:
-        """Instances not yet forgotten (ended ones stay for a day), by requested_at_s."""
+    def list(self, model: str | None = None, *, up_to_date: bool = True) -> list[Instance]:
+        """Instances not yet forgotten (ended ones stay for a day), by requested_at_s.
+
+        Without `up_to_date`, what is returned may be some milliseconds old, and an instance may be missing for half a minute after
+        its put: for readers that ask often, and about instances that serve.
+        """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -99,7 +99,7 @@ def windows() -> WindowStore:
     """Build the store of arrival and outcome windows."""
     from markserve.adapters.dynamodb_windows import DynamoWindowStore
 
-    return DynamoWindowStore(_client("dynamodb"), _named("windows_table"))
+    return DynamoWindowStore(_client("dynamodb"), _named("windows_table"), shards=settings().shards)
 
 
 @lru_cache(maxsize=1)
@@ -115,7 +115,7 @@ def instances() -> InstanceRegistry:
     """Build the registry of instances."""
     from markserve.adapters.dynamodb_instances import DynamoInstanceRegistry
 
-    return DynamoInstanceRegistry(_client("dynamodb"), _named("instances_table"))
+    return DynamoInstanceRegistry(_client("dynamodb"), _named("instances_table"), shards=settings().shards)
 
 
 @lru_cache

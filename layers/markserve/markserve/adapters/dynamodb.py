@@ -6,11 +6,14 @@ Key attributes, for whoever defines the tables. Every table has TTL on `expires_
 Table         Partition key       Sort key  Partition key values
 ============  ==================  ========  ===========================================================
 models        `pk` (String)       `sk` (S)  `model#<name>`, `models`
-windows       `pk` (String)       `sk` (S)  `<model>#arrivals`, `<model>#outcomes`, `ticks`, `batch#<id>`
+windows       `pk` (String)       `sk` (S)  `<model>#arrivals`, `<model>#outcomes`, `ticks`, `batch#<id>`, `shards`
 control       `pk` (String)       `sk` (S)  `forecast#<model>`, `plan`, `decisions`, `claims`
 instances     `pk` (String)       `sk` (S)  `model#<name>`, `instance#<id>`, `models`
 results       `request_id` (S)    none      the request's id
 ============  ==================  ========  ===========================================================
+
+Where the stack has more than one shard, `<model>#arrivals`, `<model>#outcomes` and `model#<name>` are followed by `#<shard>`, except in
+shard 0: a stack that never had more reads and writes what it always did.
 
 A conditional write whose response is lost is retried by the SDK and then fails its own condition. Every such write
 here carries a fresh `write_id`, and accepts the item that holds it, so that a retry reports the truth.
@@ -79,6 +82,15 @@ def instant_key(at_s: float) -> str:
     return f"{at_s:018.6f}"
 
 
+def shard_key(pk: str, shard: int) -> str:
+    """Make the partition key of a shard; the first is the key itself.
+
+    >>> shard_key("digits#arrivals", 0), shard_key("digits#arrivals", 3)
+    ('digits#arrivals', 'digits#arrivals#3')
+    """
+    return f"{pk}#{shard}" if shard else pk
+
+
 def new_write_id() -> str:
     """Make the identity of one write, the same over its retries."""
     return uuid.uuid4().hex
@@ -144,15 +156,19 @@ class Table:
         prefix: str | None = None,
         newest_first: bool = False,
         page: int = 0,
+        consistent: bool = True,
     ) -> Iterator[Item]:
-        """Read items of a partition by sort key, `low <= sk <= high` or starting with `prefix`; lazily, page by page."""
+        """Read items of a partition by sort key, `low <= sk <= high` or starting with `prefix`; lazily, page by page.
+
+        A read that need not be `consistent` costs half, and may be some milliseconds behind.
+        """
         condition, values = "pk = :pk", {":pk": text(pk)}
         if low is not None and high is not None:
             condition, values = condition + " AND sk BETWEEN :low AND :high", values | {":low": text(low), ":high": text(high)}
         elif prefix is not None:
             condition, values = condition + " AND begins_with(sk, :prefix)", values | {":prefix": text(prefix)}
         arguments: dict[str, Any] = {"TableName": self.name, "KeyConditionExpression": condition, "ExpressionAttributeValues": values}
-        arguments |= {"ConsistentRead": True, "ScanIndexForward": not newest_first} | ({"Limit": page} if page else {})
+        arguments |= {"ConsistentRead": consistent, "ScanIndexForward": not newest_first} | ({"Limit": page} if page else {})
         while True:
             try:
                 response = self._client.query(**arguments)
@@ -164,7 +180,11 @@ class Table:
             arguments["ExclusiveStartKey"] = last_key
 
     def transact(self, operations: Sequence[Any]) -> bool:
-        """Apply all operations or none; False when a condition does not hold.
+        """Apply all operations or none; False when a condition does not hold."""
+        return not self.refused(operations)
+
+    def refused(self, operations: Sequence[Any]) -> list[int]:
+        """Apply all operations or none; return the places of those whose condition does not hold, none when all was applied.
 
         Another transaction on the same item cancels this one. That is normal when fronts report the same window
         at once, so it is tried again a few times; the queue's redelivery (30 s) would delay the windows too much.
@@ -175,13 +195,13 @@ class Table:
                 self._client.transact_write_items(TransactItems=operations)
             except (ClientError, BotoCoreError) as error:
                 reasons = _cancellation_reasons(error)
-                if "ConditionalCheckFailed" in reasons:
-                    return False
-                if attempt + 1 == CONFLICT_ATTEMPTS or reasons.isdisjoint(CONFLICT):
+                if places := [place for place, reason in enumerate(reasons) if reason == "ConditionalCheckFailed"]:
+                    return places
+                if attempt + 1 == CONFLICT_ATTEMPTS or CONFLICT.isdisjoint(reasons):
                     raise _translate(error, self.name) from error
                 self._sleep(random.uniform(0, CONFLICT_BACKOFF_S * 2**attempt))  # noqa: S311  # jitter, not a secret
             else:
-                return True
+                return []
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def put_operation(self, item: Item, *, condition: str | None = None, names: Mapping[str, str] | None = None, **values: Item) -> Item:
@@ -221,18 +241,19 @@ def _code(error: ClientError | BotoCoreError) -> str:
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
 
 
-def _cancellation_reasons(error: ClientError | BotoCoreError) -> frozenset[str]:
+def _cancellation_reasons(error: ClientError | BotoCoreError) -> list[str]:
+    """Return one reason per operation, in their order; empty for what is no cancelled transaction."""
     if not isinstance(error, ClientError):
-        return frozenset()
+        return []
     reasons: Any = error.response.get("CancellationReasons", ())
-    return frozenset(str(reason.get("Code")) for reason in reasons)
+    return [str(reason.get("Code")) for reason in reasons]
 
 
 def _translate(error: ClientError | BotoCoreError, table: str) -> MarkserveError:
     if not isinstance(error, ClientError):
         return DependencyUnavailable(f"DynamoDB table {table} did not answer: {error}")
     code, status = _code(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if code in THROTTLED or not _cancellation_reasons(error).isdisjoint(THROTTLED):
+    if code in THROTTLED or not THROTTLED.isdisjoint(_cancellation_reasons(error)):
         return Throttled(f"DynamoDB throttled table {table}: {code}")
     if code in UNAVAILABLE or status >= 500:
         return DependencyUnavailable(f"DynamoDB failed on table {table}: {code}")

@@ -1,20 +1,26 @@
 """`InstanceRegistry` on DynamoDB.
 
 Keys: `model#<name>` / instance id holds the instance; `instance#<id>` / `model` says whose it is; `models` / name
-lists the models that ever had one. A front reads its own model's partition only, and a heartbeat is one write; one
-partition takes 1,000 heartbeats/s, so one model can have about 1,000 workers (`max_instances` allows no more).
+lists the models that ever had one. A front reads its own model's partition only, and a heartbeat is one write of less than 1 KiB; one
+partition takes 1,000 of them a second.
+
+Where that is not enough, a model's instances are spread over shards, each a partition of its own. `instance#<id>` also says
+in which one an instance is, and `models` / name which ones a model ever had, so that nobody needs to know how many there are to be.
 """
 
 from __future__ import annotations
 
 import builtins
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from markserve.adapters.dynamodb import Item, Table, expiry, new_write_id, number, text
+from markserve.adapters.dynamodb import Item, Table, expiry, new_write_id, number, shard_key, text
 from markserve.core.types import Instance, InstanceState, WorkerStats
 from markserve.errors import StaleWrite
 from markserve.messages import encode
@@ -35,30 +41,51 @@ STAMPS = {
 ENDED = (InstanceState.TERMINATED, InstanceState.FAILED)
 INSTANTS = ("running_at_s", "serving_at_s", "drain_at_s", "terminated_at_s", "heartbeat_at_s")
 COUNTERS = ("missed_cycles", "unwanted_cycles")
+SHARDS_KNOWN_S = 30.0
+"""How long a reader that need not be up to date keeps a model's shards: a new instance takes longer to serve."""
+PARALLEL_READS = 16
+"""Shards read at once."""
 
 
 class DynamoInstanceRegistry:
     """What this system knows of its instances.
 
     An item holds the instance as it was put (`instance`) and, as attributes of their own, what changes since.
+
+    Parameters
+    ----------
+    shards
+        Partitions that a model's new instances are put into; those that are there stay where they are.
     """
 
-    def __init__(self, client: DynamoDBClient, table_name: str) -> None:
+    def __init__(
+        self, client: DynamoDBClient, table_name: str, *, shards: int = 1, monotonic_s: Callable[[], float] = time.monotonic
+    ) -> None:
         self._table = Table(client, table_name)
-        self._model_of: dict[str, str] = {}
-        """An instance never changes its model, so what was looked up once stays true."""
+        self._shards = shards
+        self._monotonic_s = monotonic_s
+        self._partition_of: dict[str, str] = {}
+        """An instance never changes its model or shard, so what was looked up once stays true."""
+        self._shards_of: dict[str, tuple[float, builtins.list[int]]] = {}
+        """A model's shards, and when they were read."""
 
     def put(self, instance: Instance) -> None:
-        item = {"pk": text(f"model#{instance.model}"), "sk": text(instance.instance_id), "state": text(instance.state)}
-        item["instance"] = {"B": encode(instance)}
-        pointer = {"pk": text(f"instance#{instance.instance_id}"), "sk": text("model"), "model": text(instance.model)}
-        index = {"pk": text("models"), "sk": text(instance.model)}
+        shard = zlib.crc32(instance.instance_id.encode()) % self._shards
+        partition = shard_key(f"model#{instance.model}", shard)
+        item = {"pk": text(partition), "sk": text(instance.instance_id), "state": text(instance.state)}
+        item["instance"] = {"B": msgspec.json.encode(_told(instance))}
+        pointer = {
+            "pk": text(f"instance#{instance.instance_id}"),
+            "sk": text("model"),
+            "model": text(instance.model),
+            "shard": number(shard),
+        }
         # False means that it was put before: nothing to change.
         self._table.transact(
             [
                 self._table.put_operation(item, condition="attribute_not_exists(pk)"),
                 self._table.put_operation(pointer, condition="attribute_not_exists(pk)"),
-                self._table.put_operation(index),
+                self._table.update_operation({"pk": "models", "sk": instance.model}, "ADD shards :shard", shard={"NS": [str(shard)]}),
             ]
         )
 
@@ -104,18 +131,52 @@ class DynamoInstanceRegistry:
             unwanted=number(unwanted_cycles),
         )
 
-    def list(self, model: str | None = None) -> builtins.list[Instance]:
-        models = [item["sk"]["S"] for item in self._table.query("models")] if model is None else [model]
-        instances = [_instance(item) for name in models for item in self._table.query(f"model#{name}")]
-        return sorted(instances, key=lambda i: (i.requested_at_s, i.instance_id))
+    def list(self, model: str | None = None, *, up_to_date: bool = True) -> builtins.list[Instance]:
+        keys = self._partitions(model, up_to_date)
+        if len(keys) == 1:
+            found = [self._read(keys[0], up_to_date)]
+        else:
+            with ThreadPoolExecutor(max(1, min(len(keys), PARALLEL_READS))) as readers:
+                found = builtins.list(readers.map(lambda key: self._read(key, up_to_date), keys))
+        return sorted((i for instances in found for i in instances), key=lambda i: (i.requested_at_s, i.instance_id))
+
+    def _read(self, partition: str, up_to_date: bool) -> builtins.list[Instance]:
+        return [_instance(item) for item in self._table.query(partition, consistent=up_to_date)]
+
+    def _partitions(self, model: str | None, up_to_date: bool) -> builtins.list[str]:
+        """List the partitions of a model, or of all."""
+        if model is None:
+            return [key for item in self._table.query("models") for key in _keys(item["sk"]["S"], _shards(item))]
+        read_at_s, shards = self._shards_of.get(model, (0.0, []))
+        if up_to_date or not shards or self._monotonic_s() - read_at_s >= SHARDS_KNOWN_S:
+            item = next(self._table.query("models", low=model, high=model), None)
+            shards = _shards(item) if item else []
+            self._shards_of[model] = self._monotonic_s(), shards
+        return _keys(model, shards)
 
     def _key(self, instance_id: str) -> dict[str, str]:
-        if instance_id not in self._model_of:
+        if instance_id not in self._partition_of:
             pointer = self._table.get({"pk": f"instance#{instance_id}", "sk": "model"})
             if pointer is None:
                 raise StaleWrite(f"{instance_id} is not registered")
-            self._model_of[instance_id] = pointer["model"]["S"]
-        return {"pk": f"model#{self._model_of[instance_id]}", "sk": instance_id}
+            shard = int(pointer["shard"]["N"]) if "shard" in pointer else 0
+            self._partition_of[instance_id] = shard_key(f"model#{pointer['model']['S']}", shard)
+        return {"pk": self._partition_of[instance_id], "sk": instance_id}
+
+
+def _shards(index: Item) -> list[int]:
+    """Read the shards that a model ever had; one that was listed before there were shards has the first."""
+    return sorted({0, *map(int, index["shards"]["NS"])} if "shards" in index else {0})
+
+
+def _keys(model: str, shards: Sequence[int]) -> list[str]:
+    return [shard_key(f"model#{model}", shard) for shard in shards]
+
+
+def _told(instance: Instance) -> dict[str, Any]:
+    """Return what differs from an instance's defaults: the rest of it would make a heartbeat a write of 2 KiB."""
+    defaults = {spec.name: spec.default for spec in fields(Instance)} | {"stats": WorkerStats()}
+    return {name: value for name in defaults if (value := getattr(instance, name)) != defaults[name]}
 
 
 def _transition_update(state: InstanceState, *, at_s: float, reason: str) -> tuple[str, dict[str, Item]]:

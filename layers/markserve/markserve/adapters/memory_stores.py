@@ -13,8 +13,8 @@ from dataclasses import replace
 
 import msgspec
 
-from markserve.core.types import Instance, InstanceState, Tier, WorkerStats
-from markserve.errors import InvalidRequest, PayloadTooLarge, StaleWrite, UnknownModel
+from markserve.core.types import Instance, InstanceState, WorkerStats
+from markserve.errors import InvalidRequest, PayloadTooLarge, StaleWrite, Transient, UnknownModel
 from markserve.messages import (
     Answer,
     DecisionRecord,
@@ -161,24 +161,26 @@ class MemoryWindowStore:
     def __init__(self) -> None:
         self._applied: set[str] = set()
         self._arrivals: dict[str, dict[float, int]] = defaultdict(lambda: defaultdict(int))
-        self._outcomes: dict[str, dict[tuple[float, Tier | None, str, str], OutcomeCounts]] = defaultdict(dict)
+        self._outcomes: dict[str, dict[tuple[float, str, str, str], OutcomeCounts]] = defaultdict(dict)
         self._ticks: set[float] = set()
         self._lock = threading.Lock()
 
-    def apply(self, batch: MetricsBatch, *, expires_at_s: float) -> bool:  # noqa: ARG002  # nothing expires in memory
+    def apply(self, batches: Sequence[MetricsBatch], *, expires_at_s: float) -> list[bool | Transient]:  # noqa: ARG002  # nothing expires in memory
         with self._lock:
-            if batch.batch_id in self._applied:
-                return False
-            self._applied.add(batch.batch_id)
-            for arrival in batch.arrivals:
-                self._arrivals[arrival.model][arrival.window_at_s] += arrival.count
-            for counts in batch.outcomes:
-                windows = self._outcomes[counts.model]
-                key = (counts.window_at_s, counts.tier, counts.slo_class, counts.model_version)
-                windows[key] = add_outcomes(windows[key], counts) if key in windows else counts
-            if batch.tick_at_s is not None:
-                self._ticks.add(batch.tick_at_s)
-            return True
+            return [self._apply(batch) for batch in batches]
+
+    def _apply(self, batch: MetricsBatch) -> bool:
+        if batch.batch_id in self._applied:
+            return False
+        self._applied.add(batch.batch_id)
+        for arrival in batch.arrivals:
+            self._arrivals[arrival.model][arrival.window_at_s] += arrival.count
+        for counts in batch.outcomes:
+            groups = self._outcomes[counts.model]
+            groups[counts.group] = groups[counts.group].plus(counts) if counts.group in groups else counts
+        if batch.tick_at_s is not None:
+            self._ticks.add(batch.tick_at_s)
+        return True
 
     def arrivals(self, model: str, *, since_s: float, until_s: float) -> dict[float, int]:
         with self._lock:
@@ -192,25 +194,7 @@ class MemoryWindowStore:
     def outcomes(self, model: str, *, since_s: float, until_s: float) -> list[OutcomeCounts]:
         with self._lock:
             counted = [counts for counts in self._outcomes.get(model, {}).values() if since_s <= counts.window_at_s < until_s]
-        return sorted(counted, key=lambda counts: (counts.window_at_s, counts.tier or "", counts.slo_class, counts.model_version))
-
-
-def add_outcomes(one: OutcomeCounts, other: OutcomeCounts) -> OutcomeCounts:
-    """Sum of two counts of the same model, window, tier, class and version."""
-    histogram = dict(one.latency_histogram)
-    for bucket, count in other.latency_histogram.items():
-        histogram[bucket] = histogram.get(bucket, 0) + count
-    return OutcomeCounts(
-        model=one.model,
-        window_at_s=one.window_at_s,
-        tier=one.tier,
-        slo_class=one.slo_class,
-        model_version=one.model_version,
-        ok=one.ok + other.ok,
-        errors=one.errors + other.errors,
-        within_slo=one.within_slo + other.within_slo,
-        latency_histogram=histogram,
-    )
+        return sorted(counted, key=lambda counts: counts.group)
 
 
 class MemoryControlStore:
@@ -308,7 +292,7 @@ class MemoryInstanceRegistry:
                     self._instances[instance_id], missed_cycles=missed_cycles, unwanted_cycles=unwanted_cycles
                 )
 
-    def list(self, model: str | None = None) -> list[Instance]:
+    def list(self, model: str | None = None, *, up_to_date: bool = True) -> list[Instance]:  # noqa: ARG002  # memory always is
         with self._lock:
             chosen = [i for i in self._instances.values() if model is None or i.model == model]
         return sorted(chosen, key=lambda i: (i.requested_at_s, i.instance_id))
