@@ -88,9 +88,7 @@ RULES = (
     system(r"markserve models rollback digits", says=r"^digits: version 1 answers$"),
     system(r"markserve models delete digits --version 1", says=r"^removed digits version 1$"),
     # The runbook.
-    system(
-        r"markserve params set (launches-enabled false|max-instances 0)", says=r"^(launches-enabled|max-instances) = (False|0); in force"
-    ),
+    system(r"markserve params set ((launches|canary-rollback)-enabled false|max-instances 0)", says=r"^[a-z-]+ = (False|0); in force"),
     system(r"markserve dlq list", says=r"Given up"),
     system(r"markserve dlq redrive --all", says=r"(?s)Redriven.*none"),
     system(r"markserve dlq purge", says=r"^deleted 0$"),
@@ -117,7 +115,7 @@ RULES = (
     nobody(r"make deploy CONFIG_ENV=\S+", ACCOUNT),
     nobody(r"make bench-serving ARGS=--quick", BENCHMARK + ", and engines in virtual environments of their own"),
     nobody(
-        r"markserve (simulate --policy mark,sagemaker|models register --rt-max|params set max-hourly-cost-usd|explain --instance)",
+        r"markserve (simulate --policy mark,sagemaker|models register --rt-max|params set max-hourly-cost-usd|explain --(instance|at)|infer --version)",
         "names an option",
     ),
 )

@@ -78,11 +78,11 @@ def judge_canary(blocks: Sequence[Block], *, sl_min: float, false_alarm_rate: fl
         return CanaryVerdict(is_worse=False, reason="nothing to compare yet")
     needed = MEASURES / false_alarm_rate
     compared = f"{canary.requests} requests against {live.requests} of the live version"
-    failing = log_evidence(blocks, _errors)
+    failing = log_evidence(blocks, errors_of)
     error_shares = f"{canary.errors / canary.requests:.2%} errors against {live.errors / live.requests:.2%}"
     if failing >= math.log(needed) and canary.errors / canary.requests - live.errors / live.requests >= error_margin:
         return CanaryVerdict(is_worse=True, reason=f"{error_shares} in {compared}; {_odds(failing)}, {needed:g} needed")
-    late = log_evidence(blocks, _late)
+    late = log_evidence(blocks, late_of)
     in_time = canary.within_slo / canary.requests
     shares_in_time = f"{in_time:.2%} in time against {live.within_slo / live.requests:.2%}"
     if late >= math.log(needed) and in_time < sl_min:
@@ -132,11 +132,13 @@ def _log_ratio(failures: int, requests: int, share: float, common: float) -> flo
     return failures * math.log(share / common) + (requests - failures) * math.log((1 - share) / (1 - common))
 
 
-def _errors(served: Served) -> int:
+def errors_of(served: Served) -> int:
+    """Count what was answered with an error."""
     return served.errors
 
 
-def _late(served: Served) -> int:
+def late_of(served: Served) -> int:
+    """Count what was not answered in time, errors among it."""
     return served.requests - served.within_slo
 
 
