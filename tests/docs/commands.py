@@ -116,7 +116,7 @@ RULES = (
     nobody(r"make bench-serving ARGS=--quick", BENCHMARK + ", and engines in virtual environments of their own"),
     nobody(
         r"markserve (simulate --policy mark,sagemaker|models register --rt-max|params set max-hourly-cost-usd)"
-        r"|markserve (explain --(instance|at)|infer --version)",
+        r"|markserve ((explain|logs) --(instance|at)|infer --version)",
         "names an option",
     ),
 )

@@ -124,6 +124,19 @@ def test_index_leads_to_every_document() -> None:
     assert [name for name in reference.pages({}) if f"(reference/{name})" not in index] == []
 
 
+@pytest.mark.parametrize("name", ["operator", "client"])
+def test_every_command_of_a_recorded_tour_is_one_that_its_script_runs(name: str) -> None:
+    """Tests in tests/system run both scripts; what a page shows must not be from another one."""
+    script = (REPOSITORY / f"examples/tours/{name}.sh").read_text(encoding="utf-8")
+    steps = re.findall(r'^ *(?:run (.+)|step "[^"]+" "(.+)")$', script, re.MULTILINE)
+    runs = [f"markserve {ran}" if ran else stepped.replace("\\", "") for ran, stepped in steps]
+    known = [re.sub(r"\\\$\w+", "\\\\S+", re.escape(re.sub(r'"(\$\w+)"', r"\1", text))) for text in runs]
+    shown = re.findall(r"^\$ (.+)$", (REPOSITORY / f"docs/tour-{name}.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+    assert len(shown) >= 10
+    assert [command for command in shown if not any(re.fullmatch(pattern, command) for pattern in known)] == []
+
+
 def test_modules_and_files_that_documents_run_exist() -> None:
     for path, command in FENCED:
         for module in re.findall(r"python3? -m (\S+)", command):
