@@ -20,6 +20,8 @@ ON_DEMAND_VCPUS, SPOT_VCPUS = "L-1216C47A", "L-34B43A08"
 """Service quotas of EC2: vCPUs of standard instances (A, C, D, H, I, M, R, T, Z) at once, on demand and on spot."""
 GOOD_PLACEMENT = 4
 """Spot placement scores go from 1 to 10; AWS promises nothing for any. Below this a launch often fails."""
+TYPES_TO_SCORE = 3
+"""With fewer instance types the score is low whatever the capacity, says AWS: it would tell nothing."""
 OPERATORS_ACTIONS = (
     "cloudformation:DescribeStacks",
     "dynamodb:Query",
@@ -30,7 +32,7 @@ OPERATORS_ACTIONS = (
     "states:StartExecution",
 )
 """What the operator's commands call."""
-AWS_ALONE = ("permissions", "quotas", "spot placement")
+AWS_ALONE = ("permissions", "quotas", "Lambda concurrency", "spot placement")
 QUEUES = {
     "DeadLetterQueueUrl": "requests were given up: `markserve dlq list`",
     "MetricsDeadLetterQueueUrl": "counts were not applied: docs/operations.md, metrics-dlq-not-empty",
@@ -54,6 +56,7 @@ def stack_checks(outputs: dict[str, str], *, local: bool = False) -> list[Check]
         ("image", _image),
         ("zones", _zones),
         ("quotas", _quotas),
+        ("Lambda concurrency", _concurrency),
         ("spot placement", _placement),
         ("queues", lambda: _queues(outputs)),
     )
@@ -177,9 +180,12 @@ def _quotas() -> Iterator[Check]:
         allowed = quotas.get_service_quota(ServiceCode="ec2", QuotaCode=code)["Quota"]["Value"]
         found = f"{allowed:g}; {tunables.max_instances} of the largest type are {needed}"
         yield check(name, allowed >= needed, found, f"ask for more (Service Quotas, {code}), or lower max-instances", otherwise="warn")
+
+
+def _concurrency() -> Iterator[Check]:
     limits = client("lambda").get_account_settings()["AccountLimit"]
     free = limits["UnreservedConcurrentExecutions"]
-    wanted = tunables.spillover_max_concurrency
+    wanted = wiring.parameters().get().spillover_max_concurrency
     found = f"{free} unreserved of {limits['ConcurrentExecutions']}; spill-over may take {wanted}"
     yield check("Lambda concurrency", free >= 2 * wanted, found, "ask for more, or lower spillover-max-concurrency", otherwise="warn")
 
@@ -192,6 +198,10 @@ def _vcpus_at_ceiling(tunables: Tunables) -> int:
 def _placement() -> Iterator[Check]:
     tunables = wiring.parameters().get()
     if not tunables.spot_enabled or not tunables.max_instances:
+        return
+    if len(set(_types())) < TYPES_TO_SCORE:
+        found = f"not scored: AWS rates fewer than {TYPES_TO_SCORE} instance types low, whatever the capacity"
+        yield Check(name="spot placement", result="warn", found=found, next_step="add instance types: one pool can run dry")
         return
     scores = client("ec2").get_spot_placement_scores(
         InstanceTypes=_types(), TargetCapacity=tunables.max_instances, SingleAvailabilityZone=True, RegionNames=[wiring.settings().region]

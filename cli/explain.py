@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 EXPLAINED_S = 86_400.0
 """The registry and the logs are searched this far back."""
+ENDED_CANARIES_S = 3600.0
+"""Canaries that were rolled back are shown with the latest plan for an hour."""
 AROUND_S = 300.0
 """Decisions shown with a past plan: those of the five minutes up to then."""
 
@@ -58,7 +60,12 @@ def _explain_plan(at_s: float | None, *, as_json: bool) -> None:
     show_plan(plan)
     forecasts = [found for model in sorted(plan.demand_rps) if (found := _forecast(model, None if at_s is None else plan.created_at_s))]
     emit_table("Forecasts", ("model", "forecaster", "why"), [(f.model, f.forecaster, f.reason) for f in forecasts])
-    if at_s is not None:
+    if at_s is None:
+        now_s = time.time()
+        ended = [d for d in wiring.control().decisions(since_s=now_s - ENDED_CANARIES_S, until_s=now_s) if d.event == "canary_rolled_back"]
+        if ended:
+            emit_table("Canaries rolled back", ("when", "of", "why"), [(when(d.at_s), d.subject, d.reason) for d in ended])
+    else:
         rows = [(when(d.at_s), d.event, d.subject, d.reason) for d in decisions]
         emit_table("Decisions up to then", ("when", "what", "of", "why"), rows)
 

@@ -1,7 +1,7 @@
 """Log lines of a stack's functions and workers: CloudWatch Logs, and on the local system also the files of its processes.
 
-The local system runs image functions and workers as processes of its own, which write files; AWS has them in CloudWatch Logs, and
-a worker's in its instance's journal, of which EC2's console output shows the end.
+The local system runs image functions and workers as processes of its own, which write files. In AWS functions write to CloudWatch
+Logs. A worker writes to its instance's journal and nowhere else: EC2's console output has how the instance started, not its lines.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def workers_with_files(folder: Path) -> list[str]:
 
 
 def console_output(ec2: EC2Client, instance_id: str, *, at_s: float) -> list[Line]:
-    """Read the end of an EC2 instance's console, as AWS last took it."""
+    """Read the end of an EC2 instance's console, as AWS last took it: kernel, user data, and what systemd says of the unit."""
     text = ec2.get_console_output(InstanceId=instance_id).get("Output", "")
     return [Line(at_s=at_s, source=instance_id, text=line) for line in text.splitlines()]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.console import BAD_USAGE, Problem, emit_json, explained, out, when, working
+from cli.console import BAD_USAGE, Problem, emit_json, err, explained, out, when, working
 from cli.instant import instant
 from cli.system import Json
 from cli.target import connect_to_stack, is_local
@@ -21,12 +21,18 @@ OVERLAP_S = 10.0
 PLAIN = ("level", "location", "message", "timestamp", "service", "xray_trace_id", "cold_start", "function_name", "function_arn")
 PLAIN_TOO = ("function_memory_size", "function_request_id")
 """Fields of a structured line that say nothing about what happened."""
+_JOURNAL = (
+    "the console of {instance}: how it started; the worker's own lines are in its journal, while it runs: "
+    "`aws ssm start-session --target {instance}`, then `sudo journalctl -u markserve-worker`"
+)
 
 
 @explained()
 def logs(
     function: Annotated[str | None, typer.Option(help="One function: api, ingest, forecast, plan, lifecycle, spillover.")] = None,
-    instance: Annotated[str | None, typer.Option(help="One worker, by instance id.")] = None,
+    instance: Annotated[
+        str | None, typer.Option(help="One worker, by instance id; in AWS its console, which has no line of the worker itself.")
+    ] = None,
     request: Annotated[str | None, typer.Option(help="Lines that name this request, wherever they are.")] = None,
     since: Annotated[str, typer.Option(help="From when on: 10m (ago), 14:30, 2026-01-31T14:30.")] = "10m",
     follow: Annotated[bool, typer.Option("--follow", help="Go on showing new lines, until interrupted.")] = False,
@@ -36,6 +42,8 @@ def logs(
     """Show log lines by time, of every function unless told which."""
     since_s = instant(since, now_s=time.time())
     connect_to_stack()
+    if instance is not None and not is_local():
+        err.print(_JOURNAL.format(instance=instance), markup=False, highlight=False, soft_wrap=True)
     shown: set[Line] = set()
     while True:
         with working("reading logs"):

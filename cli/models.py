@@ -167,13 +167,16 @@ def _point_cells(point: ProfilePointRecord) -> tuple[str, ...]:
 @explained()
 def profile(
     model: Annotated[str, typer.Argument(help="Name of the model.")],
-    instance_type: Annotated[str | None, typer.Option(help="Store as this type's profile; default: each emulated size.")] = None,
+    instance_type: Annotated[
+        str | None,
+        typer.Option(help="Store as this type's profile; lambda is the spillover function; default: that and each emulated size."),
+    ] = None,
     batch_sizes: Annotated[str, typer.Option(help="Comma-separated.")] = DEFAULT_BATCH_SIZES,
     samples: Annotated[int, typer.Option(min=1, max=10_000, help="Runs per batch size; p98 wants 50 or more.")] = 50,
     out_file: Annotated[Path | None, typer.Option("--out", help="Also write all of the model's profiles to this file.")] = None,
     json: Json = False,
 ) -> None:
-    """Measure T(b) of a model here and store it: at the CPU share of an emulated size, else as fast as this machine is."""
+    """Measure T(b) of a model and store it: here, at the CPU share of an emulated size, else as fast as this machine is; and on Lambda."""
     try:
         sizes = sorted({int(size) for size in batch_sizes.split(",")})
     except ValueError:
@@ -182,13 +185,16 @@ def profile(
         ) from None
     connect_to_stack()
     from local.cpu_share import CPU_SHARES
-    from local.model_setup import profile_on
+    from local.model_setup import LAMBDA_PROFILE, LAMBDA_SAMPLES, profile_on, profile_spillover
     from markserve import wiring
     from markserve.profiling import sample_request
 
     record = wiring.models().get(model)
-    for measured in [instance_type] if instance_type else sorted(CPU_SHARES):
-        record = profile_on(record, [sample_request(record)], instance_type=measured, batch_sizes=sizes, samples=samples)
+    for measured in [instance_type] if instance_type else [*sorted(CPU_SHARES), LAMBDA_PROFILE]:
+        if measured == LAMBDA_PROFILE:
+            record = profile_spillover(record, [sample_request(record)], samples=min(samples, LAMBDA_SAMPLES))
+        else:
+            record = profile_on(record, [sample_request(record)], instance_type=measured, batch_sizes=sizes, samples=samples)
     if out_file is not None:
         _write_profiles(record, out_file, lambda_memory_mb=wiring.settings().spillover_memory_mb)
     if json:

@@ -14,6 +14,7 @@ from local.digits import INPUTS, OUTPUTS, DigitsModel, request_for
 from local.load import Sample
 from markserve import wiring
 from markserve.core.types import Tier
+from markserve.errors import InferenceFailed
 from markserve.messages import Answer, InferenceRequest, ModelRecord
 from markserve.ports import SpilloverInvoker
 from markserve.profiling import profile_runner, store_profile
@@ -35,7 +36,12 @@ class SpilloverRunner:
 
     def run(self, batch: Sequence[InferenceRequest]) -> list[Answer | Exception]:
         """Invoke once per request; the spillover function does not batch."""
-        return [self.spillover.invoke(request) for request in batch]
+        return [_computed(self.spillover.invoke(request)) for request in batch]
+
+
+def _computed(answer: Answer) -> Answer | Exception:
+    """Tell an answer from the report of a failure, which would be measured too short."""
+    return InferenceFailed(answer.error.message) if answer.error else answer
 
 
 def register_digits(model: DigitsModel, *, max_batch_size: int = BATCH_SIZES[-1]) -> ModelRecord:
@@ -73,15 +79,20 @@ def profile_on(
     return store_profile(wiring.models(), model=record.model, instance_type=instance_type, points=points)
 
 
-def profile_spillover(record: ModelRecord, model: DigitsModel) -> ModelRecord:
+def profile_spillover(record: ModelRecord, requests: Sequence[InferenceRequest], *, samples: int = LAMBDA_SAMPLES) -> ModelRecord:
     """Measure the spillover function from outside, invocation included; its first, cold, run is not timed."""
+    runner = SpilloverRunner(spillover=wiring.spillover())
+    points = profile_runner(runner, requests, batch_sizes=(1,), samples=samples)
+    return store_profile(wiring.models(), model=record.model, instance_type=LAMBDA_PROFILE, points=points)
+
+
+def profile_digits_spillover(record: ModelRecord, model: DigitsModel) -> ModelRecord:
+    """Measure the spillover function on held-out digits."""
     requests = [
         request_for(image, request_id=f"profile-lambda-{i}", model=MODEL, version=record.version)
         for i, image in enumerate(model.images[:LAMBDA_SAMPLES])
     ]
-    runner = SpilloverRunner(spillover=wiring.spillover())
-    points = profile_runner(runner, requests, batch_sizes=(1,), samples=LAMBDA_SAMPLES)
-    return store_profile(wiring.models(), model=MODEL, instance_type=LAMBDA_PROFILE, points=points)
+    return profile_spillover(record, requests)
 
 
 def held_out_samples(model: DigitsModel) -> list[Sample]:

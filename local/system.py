@@ -27,7 +27,7 @@ from local.ec2_events import Ec2Events
 from local.embedded_aws import ACCOUNT_ID, REGION, EmbeddedAws, start_embedded_aws
 from local.fleet import LocalFleet
 from local.image_host import start_image_host
-from local.model_setup import profile_digits, profile_spillover, register_digits, sample_body
+from local.model_setup import profile_digits, profile_digits_spillover, register_digits, sample_body
 from local.processes import ProcessLedger, reap
 from local.roles import role_environment
 from local.ticker import ControlTicker
@@ -162,7 +162,7 @@ class LocalSystem:
         self.record = register_digits(self.model)
         self.note("measuring T(b) on the emulated instance sizes and on Lambda")
         self.record = profile_digits(self.record, self.model)
-        self.record = profile_spillover(self.record, self.model)
+        self.record = profile_digits_spillover(self.record, self.model)
         self._start_fleet(ledger)
         self.note(f"warming {config.warm_api_environments} environments of the api function")
         patient = Config(read_timeout=READY_TIMEOUT_S, max_pool_connections=config.warm_api_environments, retries={"total_max_attempts": 1})

@@ -15,6 +15,7 @@ from aws_lambda_powertools.metrics import MetricUnit, single_metric
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from markserve import wiring
+from markserve.canary_watch import roll_back_worse_canaries
 from markserve.catalog import load_catalog
 from markserve.core.catalog import offerings
 from markserve.core.lifecycle import Decision, Step, apply, measured_launch_overhead_s, reconcile
@@ -29,6 +30,7 @@ from markserve.plan_records import plan_actions, plan_record
 from markserve.ports import ControlStore, Fleet, InstanceRegistry, ModelStore, ParameterSource, WindowStore
 from markserve.settings import Settings
 from markserve.telemetry import (
+    CANARIES_ROLLED_BACK,
     CAPACITY,
     DEMAND,
     HOURLY_COST,
@@ -73,6 +75,7 @@ class Planned:
     stuck: int = 0
     orphans: int = 0
     quarantined: int = 0
+    canaries_rolled_back: int = 0
     cost_share: float = 0.0
     """Of the ceiling on the price per hour; the ceiling counts as reached when it is 0."""
     instances_share: float = 0.0
@@ -108,6 +111,16 @@ def run(
     # The instant keeps ids unique when a stack of the same name is made anew while instances of the old one linger.
     plan_id = f"plan-{version:06d}-{int(now_s):08x}"
 
+    # First of all: what is wrong with a version does not wait for a plan to win its race.
+    rolled_back = roll_back_worse_canaries(
+        [record.model for record in models.list()],
+        models=models,
+        windows=windows,
+        control=control,
+        parameters=parameters,
+        window_s=settings.window_s,
+        now_s=now_s,
+    )
     registered = instances.list()
     decisions = reconcile(
         instances=registered,
@@ -135,7 +148,7 @@ def run(
         control.put_plan(record)
     except StaleWrite as error:
         logger.warning("plan dropped: another one came first", extra={"plan_id": plan_id, "reason": str(error)})
-        return Planned(record=None)
+        return Planned(record=None, canaries_rolled_back=len(rolled_back))
     _store_evidence(plan, current, registered, instances)
     _log(plan, decisions, control, now_s)
     known = {i.instance_id for i in registered}
@@ -146,6 +159,7 @@ def run(
         stuck=sum(d.step is Step.TERMINATE and d.instance_id in known for d in decisions),
         orphans=sum(d.instance_id not in known for d in decisions),
         quarantined=sum(model.quarantined is not None for model in plan.models),
+        canaries_rolled_back=len(rolled_back),
         cost_share=_share(record.hourly_cost_usd, tunables.max_hourly_cost_usd),
         instances_share=_share(paid_for, tunables.max_instances),
     )
@@ -295,6 +309,7 @@ def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
         settings=wiring.settings(),
         now_s=time.time(),
     )
+    metrics.add_metric(name=CANARIES_ROLLED_BACK, unit=MetricUnit.Count, value=planned.canaries_rolled_back)
     if planned.record is None:
         metrics.add_metric(name=PLANS_STALE, unit=MetricUnit.Count, value=1)
         return {"plan_id": None, "actions": []}

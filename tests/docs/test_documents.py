@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,74 +13,37 @@ from typer.testing import CliRunner
 from cli import reference
 from cli.main import app
 from local.deployer import load_template
+from tests.docs.commands import COMMANDS, DOCUMENTS, FENCED, PROMISED, REPOSITORY, RULES, TO_RUN, RunBy, commands, rules_for
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-DOCUMENTS = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "layers/markserve/README.md")] + sorted(
-    path for path in (REPOSITORY / "docs").rglob("*.md") if path.name not in reference.pages({}) and "decisions" not in path.parts
-)
-COMMANDS = {command.name: command for command in reference.commands()}
 TARGETS = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 VARIABLES = set(re.findall(r"\b([A-Z][A-Z0-9_]+)\b", (REPOSITORY / "Makefile").read_text(encoding="utf-8")))
-
-HERE = "runs in this test"
-SYSTEM = "runs in tests/system, on a local system"
-ACCOUNT = "needs an AWS account"
-LONG = "takes minutes, or builds; its parts have tests"
-CLASSES = (
-    (r"markserve (simulate --trace mmpp|report runs/how)", LONG),
-    (
-        r"markserve (catalog show|simulate --trace|forecast (backtest|show --trace)|characterize --profile|report runs|doctor|--version)",
-        HERE,
-    ),
-    (r"markserve (simulate --catalog|experiments|demo|forecast train)", LONG),
-    (r"markserve (catalog refresh|destroy)", ACCOUNT),
-    (r"markserve \w+", SYSTEM),
-    (r"examples/tours/\S+", SYSTEM),
-    (r"make (up|down|status|demo)\b", SYSTEM),
-    (r"make (build|deploy|worker-bundle)\b", ACCOUNT),
-    (r"make [a-z-]+", LONG),
-    (r"(sam|aws) ", ACCOUNT),
-    (r"(python|pip|curl|cd|export|echo|git|npm|\.) ?", LONG),
-)
-
-
-def fenced(path: Path) -> Iterator[str]:
-    """Commands of the `sh` blocks, one at a time, without comments, prompts and continuations."""
-    for block in re.findall(r"^```sh\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            bare = re.sub(r"(^|\s)#.*$", "", line).strip()
-            for part in re.split(r"\s(?:&&|\|)\s", bare) if bare else ():
-                command = re.sub(r"^(?:[A-Z_]+=\S+ )*(?:\./)?(?:\.venv(?:-sam)?/bin/)?", "", part.strip())
-                if command:
-                    yield command
-
-
-def inline(path: Path) -> Iterator[str]:
-    """Commands that the text mentions."""
-    without_blocks = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    yield from (found.strip() for found in re.findall(r"`(?:\.venv/bin/)?((?:markserve|make) [^`]+)`", without_blocks))
-
-
-PROMISED = [(path, command) for path in DOCUMENTS for command in (*fenced(path), *inline(path))]
-FENCED = [(path, command) for path in DOCUMENTS for command in fenced(path)]
 
 
 def named(commands: list[tuple[Path, str]]) -> list[str]:
     return [f"{path.name}: {command[:60]}" for path, command in commands]
 
 
-def kind_of(command: str) -> str:
-    return next((kind for pattern, kind in CLASSES if re.match(pattern, command)), "")
-
-
 def test_there_are_commands_to_check() -> None:
     assert len(FENCED) > 20
-    assert {kind_of(command) for _, command in FENCED} >= {HERE, SYSTEM, ACCOUNT, LONG}
+    assert {rule.by for _, command in FENCED for rule in rules_for(command)} == set(RunBy)
 
 
-@pytest.mark.parametrize(("path", "command"), FENCED, ids=named(FENCED))
-def test_fenced_command_is_classed(path: Path, command: str) -> None:
-    assert kind_of(command), f"{path.name}: say in CLASSES how `{command}` is tested"
+@pytest.mark.parametrize(("path", "command"), TO_RUN, ids=named(TO_RUN))
+def test_command_is_run_by_a_test_or_excepted_with_a_reason(path: Path, command: str) -> None:
+    assert len(rules_for(command)) == 1, f"{path.name}: say in tests/docs/commands.py, once, what runs `{command}` or why nothing does"
+
+
+def test_every_rule_has_a_command_and_says_what_it_must() -> None:
+    assert [rule.pattern for rule in RULES if not any(re.fullmatch(rule.pattern, command) for _, command in PROMISED)] == []
+    assert [rule.pattern for rule in RULES if bool(rule.says) != (rule.by is RunBy.SYSTEM)] == []
+    assert [rule.pattern for rule in RULES if bool(rule.why) != (rule.by is RunBy.NOBODY)] == []
+
+
+def test_tests_that_run_commands_exist() -> None:
+    assert all((REPOSITORY / by.value).exists() for by in RunBy if by is not RunBy.NOBODY)
+    named_files = {name for rule in RULES for name in re.findall(r"tests/[\w/]+(?:\.py)?", rule.why)}
+    assert named_files
+    assert [name for name in named_files if not (REPOSITORY / name).exists()] == []
 
 
 @pytest.mark.parametrize(("path", "command"), PROMISED, ids=named(PROMISED))
@@ -113,16 +75,13 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-RUNS_HERE = sorted({command for _, command in FENCED if kind_of(command) == HERE})
+RUNS_HERE = sorted(commands(RunBy.HERE))
 
 
 @pytest.mark.parametrize("command", RUNS_HERE)
 def test_fenced_command_runs(workplace: Path, command: str) -> None:
     # What starts in the afternoon of a day's trace starts in the middle of this one.
     arguments = shlex.split(command.replace("--at 43200", "--at 1800"))[1:]
-    if arguments[0] == "report":
-        assert CliRunner().invoke(app, shlex.split(next(c for c in RUNS_HERE if " simulate " in f" {c} "))[1:]).exit_code == 0
-
     result = CliRunner().invoke(app, arguments)
 
     assert result.exit_code == 0, result.output
@@ -163,6 +122,19 @@ def test_index_leads_to_every_document() -> None:
 
     assert missing == []
     assert [name for name in reference.pages({}) if f"(reference/{name})" not in index] == []
+
+
+@pytest.mark.parametrize("name", ["operator", "client"])
+def test_every_command_of_a_recorded_tour_is_one_that_its_script_runs(name: str) -> None:
+    """Tests in tests/system run both scripts; what a page shows must not be from another one."""
+    script = (REPOSITORY / f"examples/tours/{name}.sh").read_text(encoding="utf-8")
+    steps = re.findall(r'^ *(?:run (.+)|step "[^"]+" "(.+)")$', script, re.MULTILINE)
+    runs = [f"markserve {ran}" if ran else stepped.replace("\\", "") for ran, stepped in steps]
+    known = [re.sub(r"\\\$\w+", "\\\\S+", re.escape(re.sub(r'"(\$\w+)"', r"\1", text))) for text in runs]
+    shown = re.findall(r"^\$ (.+)$", (REPOSITORY / f"docs/tour-{name}.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+    assert len(shown) >= 10
+    assert [command for command in shown if not any(re.fullmatch(pattern, command) for pattern in known)] == []
 
 
 def test_modules_and_files_that_documents_run_exist() -> None:

@@ -28,6 +28,7 @@ from markserve.messages import (
     MetricsBatch,
     PlanRecord,
     TerminateInstance,
+    Traffic,
     WarmSpillover,
 )
 from markserve.plan_inputs import model_demand
@@ -37,12 +38,14 @@ from tests.builders import (
     NOW_S,
     a_decision,
     a_forecast_record,
+    a_metrics_batch,
     a_model_record,
     a_plan_record,
     a_profile,
     an_instance,
     an_observed_instance,
     profile_records,
+    some_outcomes,
     worker_stats,
 )
 
@@ -381,3 +384,23 @@ def test_model_whose_launches_never_serve_is_quarantined_once_in_the_log_and_lau
     assert (first.quarantined, second.quarantined) == (1, 1)
     log = [d for d in world.control.decisions(since_s=0, until_s=NOW_S + 60) if d.event == "model_quarantined"]
     assert [d.subject for d in log] == [MODEL]
+
+
+def test_worse_canary_is_rolled_back_in_the_cycle_that_finds_it_also_when_the_plan_loses_its_race() -> None:
+    world = World(a_worker(1))
+    world.models.store(a_model_record(version="2"))
+    world.models.route(Traffic(model=MODEL, live="1", canary="2", canary_weight=0.1, number=1, changed_at_s=NOW_S - 300))
+    counted = tuple(
+        some_outcomes(window_at_s=NOW_S - 300 + 5 * n, ok=ok, errors=errors, within_slo=ok, model_version=version, latency_histogram={})
+        for n in range(20)
+        for version, ok, errors in (("1", 18, 0), ("2", 0, 2))
+    )
+    world.windows.apply(a_metrics_batch(outcomes=counted), expires_at_s=NOW_S + 1e6)
+    world.control.put_plan(a_plan_record(version=1))
+    world.control.latest_plan = lambda: None  # type: ignore[method-assign]  # read before the other plan was stored
+
+    planned = world.plan()
+
+    assert (planned.record, planned.canaries_rolled_back) == (None, 1)
+    assert world.models.traffic(MODEL).canary is None
+    assert [d.event for d in world.control.decisions(since_s=0, until_s=NOW_S + 1)] == ["canary_rolled_back"]

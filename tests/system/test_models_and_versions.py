@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from examples.models.text_encoder import make as text_encoder
 from local.model_setup import profile_on
@@ -23,7 +24,7 @@ from markserve.messages import ModelRecord, TensorSpec
 from markserve.profiling import sample_request
 from markserve.registration import ModelSpec, register_model
 from markserve_client import Client, InferResult
-from tests.system.live import CLIENTS, eventually, serving
+from tests.system.live import CLIENTS, Reply, eventually, infer, serving
 
 pytestmark = [pytest.mark.system, pytest.mark.long]
 
@@ -160,4 +161,62 @@ def _another(artefact: bytes) -> bytes:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         torch.jit.save(torch.jit.load(io.BytesIO(artefact)), buffer, _extra_files={"note": "canary"})
+    return buffer.getvalue()
+
+
+class Broken(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
+    """Runs on zeros, as registration and loading try it, and raises on every picture."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if bool((image != 0).any()):
+            raise ValueError("this version is broken")
+        return image.flatten(1)[:, :10]
+
+
+def test_canary_that_raises_for_every_request_is_rolled_back_under_load(
+    system: LocalSystem, client: Client, ports: rollout.RolloutPorts, tmp_path: Path
+) -> None:
+    live = wiring.models().traffic("digits").live
+    broken = register(_saved(Broken()), hold=True, model="digits").version
+    rollout.promote("digits", broken, ports, canary=0.3)
+    eventually("every worker has loaded it", lambda: all(broken in i.stats.versions for i in serving()), within_s=120.0)
+    replies: list[tuple[int, Reply]] = []
+
+    def ended() -> bool:
+        images = system.model.images
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            asked = [
+                (n % len(images), pool.submit(infer, system, images[n % len(images)][None])) for n in range(len(replies), len(replies) + 16)
+            ]
+            replies.extend((n, reply.result()) for n, reply in asked)
+        return wiring.models().traffic("digits").canary is None
+
+    began_s = time.time()
+    eventually("its traffic is gone", ended, within_s=120.0)
+    (decision,) = (d for d in wiring.control().decisions(since_s=began_s, until_s=time.time() + 1) if d.event == "canary_rolled_back")
+    plans = wiring.control().plans(since_s=began_s, until_s=decision.at_s + 1)
+    time.sleep(10)  # until every front knows
+    after = ask_digits(client, system, 10)
+
+    by_version = {version: [(n, r) for n, r in replies if r.headers["x-markserve-model-version"] == version] for version in (live, broken)}
+    assert "errors against" in decision.reason
+    assert len(plans) <= 15
+    # Every request got its one answer: an error from the broken version, and the live one's was right.
+    assert sum(map(len, by_version.values())) == len(replies)
+    assert {reply.status for _, reply in by_version[broken]} == {500}
+    assert {reply.status for _, reply in by_version[live]} == {200}
+    right = [reply.logits().argmax() == system.model.labels[n] for n, reply in by_version[live]]
+    assert np.mean(right) >= 0.9
+    assert {result.model_version for result in after} == {live}
+    rollout.delete_version("digits", broken, ports)
+
+
+def _saved(module: torch.nn.Module) -> bytes:
+    import io
+    import warnings
+
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        torch.jit.save(torch.jit.script(module.eval()), buffer)
     return buffer.getvalue()

@@ -1,6 +1,7 @@
 """Make a digit reader that takes grey images of any size: resizing and scaling are part of the artefact.
 
-`python -m examples.models.digits_cnn.make [FOLDER]` trains it in a few seconds on scikit-learn's bundled digits.
+`python -m examples.models.digits_cnn.make [FOLDER]` trains it in a few seconds on scikit-learn's bundled digits, and puts one that
+it has not seen beside it, as digit.npy.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -21,6 +23,7 @@ OUTPUTS = ("digit:INT64:-1", "probabilities:FP32:-1,10")
 SIDE = 8
 HELD_OUT = 360
 EPOCHS = 12
+UNSEEN = "digit.npy"
 
 
 class DigitReader(nn.Module):  # type: ignore[misc]  # torch is untyped here
@@ -76,9 +79,11 @@ def train(seed: int = 0) -> DigitReader:
 
 
 def main(folder: Path) -> str:
-    """Train and write the artefact; return the command that registers it."""
+    """Train, write the artefact and a digit to ask it for; return the command that registers it."""
     path = folder / f"{MODEL}.pt"
     export(train(), path)
+    images, _ = digits()
+    np.save(folder / UNSEEN, images[-HELD_OUT].numpy())
     return register_command(MODEL, path, inputs=INPUTS, outputs=OUTPUTS)
 
 

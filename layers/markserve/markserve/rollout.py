@@ -94,7 +94,7 @@ def rollback(model: str, ports: RolloutPorts, *, to: str | None = None) -> Traff
     """
     traffic = ports.models.traffic(model)
     if traffic.canary is not None and to in (None, traffic.live):
-        changed = _route(ports, traffic, canary=None, canary_weight=0.0)
+        changed = end_canary(traffic, ports.models, now_s=ports.now_s())
         _log(ports, changed, "canary_ended", f"version {traffic.canary} gets no more requests, {traffic.live} answers all")
         return changed
     target = to or traffic.previous
@@ -102,6 +102,13 @@ def rollback(model: str, ports: RolloutPorts, *, to: str | None = None) -> Traff
         raise InvalidRequest(f"{traffic.live} of model '{model}' is live, and no version was before it; name one", field="version")
     changed = _route(ports, traffic, live=target, canary=None, canary_weight=0.0, previous=traffic.live)
     _log(ports, changed, "version_rolled_back", f"version {target} answers again in place of {traffic.live}")
+    return changed
+
+
+def end_canary(traffic: Traffic, models: ModelStore, *, now_s: float) -> Traffic:
+    """Give a canary's requests back to the live version. Raises `StaleWrite` if traffic is not as given any more."""
+    changed = msgspec.structs.replace(traffic, canary=None, canary_weight=0.0, number=traffic.number + 1, changed_at_s=now_s)
+    models.route(changed)
     return changed
 
 

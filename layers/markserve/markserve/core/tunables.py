@@ -44,6 +44,15 @@ class Tunables:
     min_instances: int = _tunable(0, low=0, high=100, doc="Instances kept per model even when idle.")
     warm_environments_max: int = _tunable(10, low=0, high=1000, doc="Most spillover environments kept warm per model.")
     spillover_max_concurrency: int = _tunable(100, low=0, high=1000, doc="Spillover invocations allowed at once; 0 turns spill-over off.")
+    canary_rollback_enabled: bool = _tunable(
+        True, doc="Whether a canary that does worse than the live version loses its traffic by itself."
+    )
+    canary_false_alarm_rate: float = _tunable(
+        0.001, low=1e-6, high=0.2, doc="Chance per hour that a canary as good as the live version is rolled back all the same."
+    )
+    canary_error_margin: float = _tunable(
+        0.01, low=0.0, high=0.5, doc="Least excess of a canary's share of errors over the live version's that ends it."
+    )
 
     @property
     def slo(self) -> Slo:
