@@ -44,7 +44,7 @@ test: setup check $(if $(PYTHON312),$(SAM_STAMP)) ## Set up what is needed, then
 	$(BIN)/python -m pytest -m 'not system' -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m 'system and not long'
 
-test-long: setup ## The system tests that take longest: page and tours on the running system, versions, more faults
+test-long: setup ## The system tests that take longest: every command of the documents, page, tours, versions, more faults
 	$(BIN)/python -m pytest -m 'system and long'
 
 chaos: setup ## Break the local system in forty ways under load (20 minutes); SCENARIO=, SEED=

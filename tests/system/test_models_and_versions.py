@@ -174,7 +174,7 @@ class Broken(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
 
 
 def test_canary_that_raises_for_every_request_is_rolled_back_under_load(
-    system: LocalSystem, client: Client, ports: rollout.RolloutPorts, tmp_path: Path
+    system: LocalSystem, client: Client, ports: rollout.RolloutPorts
 ) -> None:
     live = wiring.models().traffic("digits").live
     broken = register(_saved(Broken()), hold=True, model="digits").version
