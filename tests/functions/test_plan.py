@@ -395,7 +395,7 @@ def test_worse_canary_is_rolled_back_in_the_cycle_that_finds_it_also_when_the_pl
         for n in range(20)
         for version, ok, errors in (("1", 18, 0), ("2", 0, 2))
     )
-    world.windows.apply(a_metrics_batch(outcomes=counted), expires_at_s=NOW_S + 1e6)
+    world.windows.apply([a_metrics_batch(outcomes=counted)], expires_at_s=NOW_S + 1e6)
     world.control.put_plan(a_plan_record(version=1))
     world.control.latest_plan = lambda: None  # type: ignore[method-assign]  # read before the other plan was stored
 

@@ -40,7 +40,7 @@ class Scene:
                 )
                 self.batches += 1
                 batch = a_metrics_batch(batch_id=f"batch-{self.batches}", arrivals=(), outcomes=(counts,))
-                self.windows.apply(batch, expires_at_s=NOW_S + 1e6)
+                self.windows.apply([batch], expires_at_s=NOW_S + 1e6)
 
     def cycle(self, *, now_s: float = NOW_S) -> list[str]:
         return roll_back_worse_canaries(
