@@ -1,7 +1,7 @@
 """The template with its options on, deployed to an embedded AWS of its own: what each service says that it was told.
 
-`tests/architecture/test_template_options.py` has every property; here CloudFormation decides the conditions. Not asked here: tables,
-whose key ministack's CloudFormation drops.
+`tests/architecture/test_template_options.py` has every property; here CloudFormation decides the conditions. Not asked here: tables
+and the bucket, whose keys ministack's CloudFormation drops.
 """
 
 from __future__ import annotations
@@ -80,11 +80,7 @@ def test_functions_trace_and_know_the_shards(stack: Stack) -> None:
     assert (mapping["BatchSize"], mapping["ScalingConfig"]["MaximumConcurrency"]) == (40, 50)
 
 
-def test_objects_and_queues_have_the_key(stack: Stack) -> None:
-    [rule] = stack.clients.s3.get_bucket_encryption(Bucket=stack.deployment.outputs["ArtefactsBucket"])[
-        "ServerSideEncryptionConfiguration"
-    ]["Rules"]
-    assert rule["ApplyServerSideEncryptionByDefault"] == {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": KEY}
+def test_queues_have_the_key(stack: Stack) -> None:
     sqs, outputs = stack.client("sqs"), stack.deployment.outputs
     work = SqsWorkQueueAdmin(sqs, STACK, dead_letter_queue_url=outputs["DeadLetterQueueUrl"]).create("digits")
     for url in (outputs["MetricsQueueUrl"], outputs["MetricsDeadLetterQueueUrl"], outputs["DeadLetterQueueUrl"], work):

@@ -34,7 +34,7 @@ class Tunables:
         0.0, low=0.0, high=0.99, doc="Forecast quantile to buy for; 0 derives it from live prices (newsvendor)."
     )
     launches_enabled: bool = _tunable(False, doc="Whether the controller may buy instances. Nothing launches until this is true.")
-    max_instances: int = _tunable(4, low=0, high=1000, doc="Ceiling on instances that cost money, all models together.")
+    max_instances: int = _tunable(4, low=0, high=10_000, doc="Ceiling on instances that cost money, all models together.")
     max_hourly_cost_usd: float = _tunable(2.0, low=0.0, high=10_000.0, doc="Ceiling on the fleet's price per hour, all models together.")
     spot_enabled: bool = _tunable(True, doc="Whether spot offerings may be bought.")
     spot_max_share: float = _tunable(
@@ -43,7 +43,7 @@ class Tunables:
     scale_in_cycles: int = _tunable(2, low=1, high=60, doc="Consecutive plans that must not want an instance before it drains.")
     min_instances: int = _tunable(0, low=0, high=100, doc="Instances kept per model even when idle.")
     warm_environments_max: int = _tunable(10, low=0, high=1000, doc="Most spillover environments kept warm per model.")
-    spillover_max_concurrency: int = _tunable(100, low=0, high=1000, doc="Spillover invocations allowed at once; 0 turns spill-over off.")
+    spillover_max_concurrency: int = _tunable(100, low=0, high=10_000, doc="Spillover invocations allowed at once; 0 turns spill-over off.")
     canary_rollback_enabled: bool = _tunable(
         True, doc="Whether a canary that does worse than the live version loses its traffic by itself."
     )
