@@ -62,7 +62,7 @@ RULES = (
     # The local system, from start to end.
     system(r"(markserve|make) up", says=r"ready: http://\S+\s+curl "),
     system(r"(markserve|make) down", says=r"^stopped$"),
-    system(r"make demo", says=r"(?s)sent / answered.*written: \S+report\.json"),
+    system(r"make demo", says=r"(?s)\d sent, \d+ answered, 0 lost, 0 failed.*written: \S+report\.json"),
     system(r"markserve chaos worker-killed spot-all", says=r"(?s)worker-killed.*spot-all"),
     system(r"markserve serve lstm\.pt .*", says=r"ready at http://\S+: lstm"),
     # What runs, why, and at what price.

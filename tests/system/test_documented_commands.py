@@ -29,7 +29,7 @@ BIN = Path(sys.executable).parent
 TIMEOUT_S = 800.0
 WITHOUT_A_SYSTEM = r"make demo|markserve (serve|chaos|report) .*|markserve simulate .*"
 """Bring what they need with them, and would share the cores with a system that runs."""
-SLACK = {r"make demo": ["RATE=3", "RT_MAX=6"], r"markserve serve .*": ["--rt-max", "20", "--port", "0"]}
+SLACK = {r"make demo": ["RATE=2", "RT_MAX=10"], r"markserve serve .*": ["--rt-max", "20", "--port", "0"]}
 """Added to a command: whether an objective can be kept here is not for a test on a shared machine, and a port may be taken."""
 SHARES = {"c5.large": 0.016, "c5.xlarge": 0.0276, "c7i.xlarge": 0.0276, "m7i.large": 0.016}
 """The local system emulates c5 alone, unless it is told how fast others are."""
