@@ -23,7 +23,7 @@ from local.connection import connect
 from local.deployer import REPOSITORY, load_template
 from local.system import LocalSystem, SystemConfig
 from markserve import wiring
-from markserve.core.types import InstanceState
+from markserve.core.types import Instance, InstanceState
 from tests.system.live import CLIENTS, call, eventually, expected_logits, infer, infer_all, serving
 
 pytestmark = pytest.mark.system
@@ -113,17 +113,23 @@ def test_requests_are_served_by_worker_and_lambda_and_the_cycle_turns_under_leas
     np.testing.assert_allclose(by_lambda.logits(), expected_logits(system, image), rtol=1e-4, atol=1e-5)
 
 
+def paid_for() -> list[Instance]:
+    ended = (InstanceState.TERMINATED, InstanceState.FAILED)
+    return [instance for instance in wiring.instances().list() if instance.state not in ended]
+
+
 @pytest.mark.parametrize(("action", "headers"), [("dynamodb:PutItem", True), ("lambda:InvokeFunction", False)])
 def test_removing_one_needed_action_breaks_the_path_and_restoring_it_heals_it(system: LocalSystem, action: str, headers: bool) -> None:
-    """Without launches the front has to spill, and an idempotency key has to be recorded."""
+    """Without instances the front has to spill, and an idempotency key has to be recorded."""
     iam, role = boto3.client("iam"), system.deployment.roles["ApiRole"]
-    for name, text in (("min-instances", "0"), ("launches-enabled", "false")):
+    for name, text in (("min-instances", "0"), ("launches-enabled", "false"), ("max-instances", "0")):
         wiring.parameter_writer().put(name, text)
 
     def status() -> int:
         keys = {"Idempotency-Key": str(uuid.uuid4())} if headers else {}
         return infer(system, system.model.images[:1], keys).status
 
+    eventually("no instance is left, since none is allowed", lambda: not paid_for())
     eventually("the path is whole", lambda: status() == 200)
     before = without(iam, role, action)
     try:
