@@ -75,7 +75,6 @@ class Planned:
     stuck: int = 0
     orphans: int = 0
     quarantined: int = 0
-    canaries_rolled_back: int = 0
     cost_share: float = 0.0
     """Of the ceiling on the price per hour; the ceiling counts as reached when it is 0."""
     instances_share: float = 0.0
@@ -121,6 +120,10 @@ def run(
         window_s=settings.window_s,
         now_s=now_s,
     )
+    if rolled_back:
+        # At once: if what follows fails, it is tried again, and then there is no canary left to tell of.
+        with single_metric(name=CANARIES_ROLLED_BACK, unit=MetricUnit.Count, value=len(rolled_back), namespace=NAMESPACE) as metric:
+            metric.add_dimension(name="service", value=settings.stack_name)
     registered = instances.list()
     decisions = reconcile(
         instances=registered,
@@ -148,7 +151,7 @@ def run(
         control.put_plan(record)
     except StaleWrite as error:
         logger.warning("plan dropped: another one came first", extra={"plan_id": plan_id, "reason": str(error)})
-        return Planned(record=None, canaries_rolled_back=len(rolled_back))
+        return Planned(record=None)
     _store_evidence(plan, current, registered, instances)
     _log(plan, decisions, control, now_s)
     known = {i.instance_id for i in registered}
@@ -159,7 +162,6 @@ def run(
         stuck=sum(d.step is Step.TERMINATE and d.instance_id in known for d in decisions),
         orphans=sum(d.instance_id not in known for d in decisions),
         quarantined=sum(model.quarantined is not None for model in plan.models),
-        canaries_rolled_back=len(rolled_back),
         cost_share=_share(record.hourly_cost_usd, tunables.max_hourly_cost_usd),
         instances_share=_share(paid_for, tunables.max_instances),
     )
@@ -309,7 +311,6 @@ def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
         settings=wiring.settings(),
         now_s=time.time(),
     )
-    metrics.add_metric(name=CANARIES_ROLLED_BACK, unit=MetricUnit.Count, value=planned.canaries_rolled_back)
     if planned.record is None:
         metrics.add_metric(name=PLANS_STALE, unit=MetricUnit.Count, value=1)
         return {"plan_id": None, "actions": []}

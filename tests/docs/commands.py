@@ -58,6 +58,7 @@ RULES = (
     here(r"markserve catalog show --category gpu"),
     here(r"markserve characterize --profile \S+ --rt-max \S+ --plot \S+"),
     here(r"markserve simulate --trace day\.csv\.gz .*"),
+    here(r"markserve report runs/(day|monday).*"),
     here(r"markserve forecast (backtest|show) --trace day\.csv\.gz .*"),
     # The local system, from start to end.
     system(r"(markserve|make) up", says=r"ready: http://\S+\s+curl "),
@@ -78,7 +79,8 @@ RULES = (
     system(r"markserve models register digits-cnn .*", says=r"^digits-cnn version 1 is live"),
     system(r"markserve profile \S+ .*", says=r"(?s)Batch latency T\(b\).*c5\.large .*ms"),
     system(r"markserve simulate --trace mmpp\S+ --profile digits-cnn\.json .*", says=r"(?s)mark.*sagemaker.*all-lambda"),
-    system(r"markserve simulate --trace mmpp\S+ --profile simulator/\S+ .*", says=r"(?s)mark.*sagemaker.*all-lambda"),
+    system(r"markserve simulate --trace mmpp\S+ --profile \S+/squeezenet\.json .*", says=r"(?s)mark.*sagemaker.*all-lambda"),
+    system(r"markserve simulate --trace mmpp\S+ --profile \S+/inception-v3\.json .*", says=r"(?s)mark.*mark-on-demand.*all-lambda"),
     system(r"markserve report runs/how/.* --out \S+", says=r"runs/how\.html"),
     system(r"markserve infer digits-cnn \S+", says=r"(?s)digit INT64 \[1\].*probabilities FP32 \[1, 10\].*answered by (worker|lambda)"),
     system(r"markserve characterize digits( --measure \S+)?", says=r"(?s)^digits, RT_max .*c5\.large"),
@@ -93,6 +95,8 @@ RULES = (
     system(r"markserve dlq redrive --all", says=r"(?s)Redriven.*none"),
     system(r"markserve dlq purge", says=r"^deleted 0$"),
     system(r"markserve console --open", says=r"^http://\S+/console$"),
+    system(r'curl -s "\$URL/v2/console/overview\?minutes=5" .*', says=r'"cost":.*"ways":'),
+    system(r'curl -s -X PUT "\$URL/v2/console/parameters/headroom" .*', says=r'"new":1\.1\b'),
     system(r"markserve clients add ann --operator", says=r"ann: 600 requests a minute"),
     system(r"markserve destroy --dry-run", says=r"(?s)stack.*work queues"),
     # What nothing runs.
@@ -102,10 +106,11 @@ RULES = (
     nobody(r"export MARKSERVE_STACK_NAME=\S+", "names a stack in an AWS account"),
     nobody(r"markserve catalog refresh( --out \S+)?", "asks AWS for its prices; tests/unit/test_catalog_refresh.py has recorded answers"),
     nobody(r"markserve simulate --catalog catalog\.json \.\.\.", "is abbreviated, and needs what `catalog refresh` writes"),
-    nobody(r"make setup|\. \.venv/bin/activate", VENV),
+    nobody(r"make setup|\. \.venv/bin/activate|pip install -e '\.\[simulate\]'", VENV),
+    nobody(r"jq \.cost\.ways", "shows a part of what the command before it answers; its test looks for that part"),
     nobody(r"make test", ITSELF),
     nobody(r"make chaos", "twenty minutes; three of its faults are tests in tests/system/test_chaos.py"),
-    nobody(r"make bench-forecast", BENCHMARK),
+    nobody(r"make bench-(forecast|policy .*|experiments .*)|python -m benchmarks\.policy_bound .*", BENCHMARK),
     nobody(r"python -m benchmarks\.pretrain_lstm", "trains what is shipped; tests/unit trains a small one"),
     nobody(r"markserve simulate --trace berkeley_1s\.csv\.gz .*", "takes a recorded trace that is not in the repository"),
     nobody(r"markserve experiments .*", "ten minutes and more of simulation; tests/simulator runs each experiment, shortened"),
@@ -131,6 +136,12 @@ def fenced(path: Path) -> Iterator[str]:
                 command = re.sub(r"^(?:[A-Z_]+=\S+ )*(?:\./)?(?:\.venv(?:-sam)?/bin/)?", "", part.strip())
                 if command:
                     yield " ".join(command.split())
+
+
+def other_blocks(path: Path) -> Iterator[tuple[str, str]]:
+    """Kind and text of the blocks that `fenced` does not read."""
+    blocks = re.findall(r"^ *```([^\n]*)\n(.*?)^ *```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    yield from ((kind, text) for kind, text in blocks if kind != "sh")
 
 
 def inline(path: Path) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,14 @@ from typer.testing import CliRunner
 from cli import reference
 from cli.main import app
 from local.deployer import load_template
-from tests.docs.commands import COMMANDS, DOCUMENTS, FENCED, PROMISED, REPOSITORY, RULES, TO_RUN, RunBy, commands, rules_for
+from tests.docs.commands import COMMANDS, DOCUMENTS, FENCED, PROMISED, REPOSITORY, RULES, TO_RUN, RunBy, commands, other_blocks, rules_for
 
 TARGETS = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 VARIABLES = set(re.findall(r"\b([A-Z][A-Z0-9_]+)\b", (REPOSITORY / "Makefile").read_text(encoding="utf-8")))
+
+
+OTHER_KINDS = {"text", "json", "python", "mermaid", "console"}
+"""Of blocks; one of another kind, or of none, may hide commands."""
 
 
 def named(commands: list[tuple[Path, str]]) -> list[str]:
@@ -26,6 +31,21 @@ def named(commands: list[tuple[Path, str]]) -> list[str]:
 def test_there_are_commands_to_check() -> None:
     assert len(FENCED) > 20
     assert {rule.by for _, command in FENCED for rule in rules_for(command)} == set(RunBy)
+
+
+def test_commands_are_in_blocks_that_are_read_as_such() -> None:
+    unread = [(path.name, kind) for path in DOCUMENTS for kind, _ in other_blocks(path) if kind not in OTHER_KINDS]
+    # Recorded tours show commands and answers in one block; they have a test of their own.
+    typed = [
+        (path.name, line)
+        for path in DOCUMENTS
+        for _, text in other_blocks(path)
+        if not path.name.startswith("tour-")
+        for line in re.findall(r"^ *((?:\$ |(?:markserve|make|curl|python|pip|sam) ).*)", text, re.MULTILINE)
+    ]
+
+    assert unread == []
+    assert typed == []
 
 
 @pytest.mark.parametrize(("path", "command"), TO_RUN, ids=named(TO_RUN))
@@ -75,13 +95,26 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `markserve simulate --out` leaves, of ten minutes."""
+    out = tmp_path_factory.mktemp("simulated") / "day"
+    options = ["--trace", "mmpp:2,5:60:600", "--policy", "mark,all-lambda", "--rt-max", "0.3", "--out", str(out)]
+    result = CliRunner().invoke(app, ["simulate", "--profile", str(REPOSITORY / "simulator/examples/squeezenet.json"), *options])
+    assert result.exit_code == 0, result.output
+    return out
+
+
 RUNS_HERE = sorted(commands(RunBy.HERE))
 
 
 @pytest.mark.parametrize("command", RUNS_HERE)
-def test_fenced_command_runs(workplace: Path, command: str) -> None:
+def test_fenced_command_runs(workplace: Path, simulated: Path, command: str) -> None:
     # What starts in the afternoon of a day's trace starts in the middle of this one.
     arguments = shlex.split(command.replace("--at 43200", "--at 1800"))[1:]
+    if arguments[0] == "report":
+        for name in ("day", "monday", "tuesday"):
+            shutil.copytree(simulated, workplace / "runs" / name)
     result = CliRunner().invoke(app, arguments)
 
     assert result.exit_code == 0, result.output

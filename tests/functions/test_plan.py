@@ -19,7 +19,7 @@ from markserve.adapters.memory import (
 )
 from markserve.core.tunables import Tunables
 from markserve.core.types import CapacityType, InstanceState
-from markserve.errors import InvalidRequest
+from markserve.errors import DependencyUnavailable, InvalidRequest
 from markserve.messages import (
     Action,
     ArrivalCounts,
@@ -33,6 +33,7 @@ from markserve.messages import (
 )
 from markserve.plan_inputs import model_demand
 from markserve.settings import Settings
+from markserve.telemetry import CANARIES_ROLLED_BACK
 from tests.builders import (
     MODEL,
     NOW_S,
@@ -161,7 +162,7 @@ def test_plan_versions_follow_each_other() -> None:
 def test_plan_uses_the_measured_rate_when_there_is_no_forecast() -> None:
     world = World()
     arrivals = tuple(ArrivalCounts(model=MODEL, window_at_s=NOW_S - 10.0 - 5 * n, count=150) for n in range(24))
-    world.windows.apply([MetricsBatch(batch_id="b-1", sent_at_s=NOW_S, arrivals=arrivals)], expires_at_s=NOW_S + 3600)
+    world.windows.apply(MetricsBatch(batch_id="b-1", sent_at_s=NOW_S, arrivals=arrivals), expires_at_s=NOW_S + 3600)
 
     planned = world.plan()
 
@@ -386,7 +387,9 @@ def test_model_whose_launches_never_serve_is_quarantined_once_in_the_log_and_lau
     assert [d.subject for d in log] == [MODEL]
 
 
-def test_worse_canary_is_rolled_back_in_the_cycle_that_finds_it_also_when_the_plan_loses_its_race() -> None:
+@pytest.fixture
+def canary_that_fails() -> World:
+    """Version 2 gets a tenth of the requests, and has failed all of them."""
     world = World(a_worker(1))
     world.models.store(a_model_record(version="2"))
     world.models.route(Traffic(model=MODEL, live="1", canary="2", canary_weight=0.1, number=1, changed_at_s=NOW_S - 300))
@@ -396,11 +399,39 @@ def test_worse_canary_is_rolled_back_in_the_cycle_that_finds_it_also_when_the_pl
         for version, ok, errors in (("1", 18, 0), ("2", 0, 2))
     )
     world.windows.apply([a_metrics_batch(outcomes=counted)], expires_at_s=NOW_S + 1e6)
+    return world
+
+
+def rolled_back(printed: str) -> list[float]:
+    """What was published for the alarm on canaries."""
+    lines = [json.loads(line) for line in printed.splitlines() if '"_aws"' in line]
+    return [value for line in lines for value in line.get(CANARIES_ROLLED_BACK, ())]
+
+
+def test_worse_canary_is_rolled_back_in_the_cycle_that_finds_it_also_when_the_plan_loses_its_race(
+    canary_that_fails: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = canary_that_fails
     world.control.put_plan(a_plan_record(version=1))
     world.control.latest_plan = lambda: None  # type: ignore[method-assign]  # read before the other plan was stored
 
-    planned = world.plan()
+    assert world.plan().record is None
 
-    assert (planned.record, planned.canaries_rolled_back) == (None, 1)
+    assert rolled_back(capsys.readouterr().out) == [1.0]
     assert world.models.traffic(MODEL).canary is None
     assert [d.event for d in world.control.decisions(since_s=0, until_s=NOW_S + 1)] == ["canary_rolled_back"]
+
+
+def test_alarm_hears_of_a_canary_once_though_the_planning_after_it_fails_and_is_tried_again(
+    canary_that_fails: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise DependencyUnavailable("EC2 does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(canary_that_fails.fleet, "describe", refuse)
+        with pytest.raises(DependencyUnavailable):
+            canary_that_fails.plan()
+    canary_that_fails.plan(now_s=NOW_S + 5)
+
+    assert rolled_back(capsys.readouterr().out) == [1.0]

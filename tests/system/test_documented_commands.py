@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Template
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -61,6 +62,8 @@ class Workplace:
         arguments += [more for pattern, slack in SLACK.items() if re.fullmatch(pattern, command) for more in slack]
         if program == "make":  # its commands, with the virtual environment that there is
             return ["make", "-s", "-o", "setup", f"VENV={BIN.parent}", *arguments]
+        if program == "curl":  # as a shell would, which reads what the reader has set
+            return ["curl", *(Template(argument).substitute(self.environment) for argument in arguments)]
         return [sys.executable if program == "python" else str(BIN / program), *arguments]
 
     def type(self, command: str) -> str:
@@ -198,7 +201,9 @@ def test_documented_server_answers_until_it_is_told_to_stop(workplace: Workplace
 def running(workplace: Workplace) -> Iterator[Workplace]:
     """README's system, from `make up` to `make down`, with some load behind it and one that serves."""
     try:
-        workplace.type_and_read("make up")
+        ready = re.search(r"^ready: (\S+)", workplace.type_and_read("make up"), re.MULTILINE)
+        assert ready
+        workplace.environment.update(URL=ready[1], KEY="a key, which the local system asks nobody for")
         workplace.type("markserve load digits --rate 3 --seconds 20 --rt-max 6")
         eventually("a worker serves", lambda: '"state": "serving"' in workplace.type("markserve status --json"), within_s=120.0)
         yield workplace

@@ -12,7 +12,7 @@ from markserve.core.canary import EPOCH_S
 from markserve.core.tunables import Tunables
 from markserve.core.types import Tier
 from markserve.errors import DependencyUnavailable, StaleWrite
-from markserve.messages import Traffic
+from markserve.messages import DecisionRecord, Traffic
 from tests.builders import NOW_S, a_metrics_batch, a_model_record, some_outcomes
 
 WINDOW_S = 5.0
@@ -156,6 +156,18 @@ def test_change_that_fails_is_left_to_the_next_cycle(scene: Scene, monkeypatch: 
     assert scene.log() == []
 
     assert scene.cycle() == ["digits"]
+
+
+def test_record_that_cannot_be_written_stops_neither_the_end_of_the_canary_nor_the_cycle(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: DecisionRecord) -> None:
+        raise DependencyUnavailable("no table")
+
+    monkeypatch.setattr(scene.control, "log", refuse)
+
+    assert scene.cycle() == ["digits"]
+    assert scene.canary() is None
 
 
 def test_model_that_is_gone_is_passed_over(scene: Scene) -> None:

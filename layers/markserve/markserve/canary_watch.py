@@ -75,4 +75,7 @@ def _block(by_version: Mapping[str, list[Served]], traffic: Traffic) -> Block:
 def _tell(traffic: Traffic, verdict: CanaryVerdict, control: ControlStore, now_s: float) -> None:
     reason = f"canary {traffic.canary} had {traffic.canary_weight:.0%} of requests and gets none any more: {verdict.reason}"
     logger.error("canary rolled back", extra={"model": traffic.model, "version": traffic.canary, "reason": reason})
-    control.log(DecisionRecord(at_s=now_s, model=traffic.model, subject=traffic.model, event="canary_rolled_back", reason=reason))
+    try:
+        control.log(DecisionRecord(at_s=now_s, model=traffic.model, subject=traffic.model, event="canary_rolled_back", reason=reason))
+    except MarkserveError as error:  # it has ended, and the line above says why
+        logger.warning("canary's end not recorded", extra={"model": traffic.model, "reason": str(error)})
