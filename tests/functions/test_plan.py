@@ -162,7 +162,7 @@ def test_plan_versions_follow_each_other() -> None:
 def test_plan_uses_the_measured_rate_when_there_is_no_forecast() -> None:
     world = World()
     arrivals = tuple(ArrivalCounts(model=MODEL, window_at_s=NOW_S - 10.0 - 5 * n, count=150) for n in range(24))
-    world.windows.apply(MetricsBatch(batch_id="b-1", sent_at_s=NOW_S, arrivals=arrivals), expires_at_s=NOW_S + 3600)
+    world.windows.apply([MetricsBatch(batch_id="b-1", sent_at_s=NOW_S, arrivals=arrivals)], expires_at_s=NOW_S + 3600)
 
     planned = world.plan()
 
