@@ -34,11 +34,16 @@ DEFAULT_BATCH_SIZES = "1,2,4,8,16,32"
 def register(
     model: Annotated[str, typer.Argument(help="Name of the model.")],
     artefact: Annotated[Path, typer.Argument(help="A TorchScript (.pt), torch.export (.pt2) or ONNX (.onnx) file.")],
-    inputs: Annotated[list[str], typer.Option("--input", help="NAME:DATATYPE:SHAPE, -1 being the batch; repeat for more.")],
-    outputs: Annotated[list[str], typer.Option("--output", help="NAME:DATATYPE:SHAPE; repeat for more.")],
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", help="NAME:DATATYPE:SHAPE, -1 being the batch; repeat for more. Or a manifest.")
+    ] = None,
+    outputs: Annotated[list[str] | None, typer.Option("--output", help="NAME:DATATYPE:SHAPE; repeat for more. Or a manifest.")] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="JSON file that declares the tensors, and what may be padded; default: FILE.json beside FILE.pt.")
+    ] = None,
     version: Annotated[str | None, typer.Option(help="Default: the next whole number.")] = None,
     hold: Annotated[bool, typer.Option("--hold", help="Give it no requests yet: `models promote` does.")] = False,
-    max_batch_size: Annotated[int, typer.Option(min=2, max=1024)] = 64,
+    max_batch_size: Annotated[int | None, typer.Option(min=2, max=1024, help="Default: the manifest's, or 64.")] = None,
     rt_max: Annotated[float | None, typer.Option(help="Latency objective of this model in seconds; default: the stack's.")] = None,
     json: Json = False,
 ) -> None:
@@ -47,7 +52,18 @@ def register(
         raise Problem(f"there is no file {artefact}", next_step="export one with torch.jit.save", code=BAD_USAGE)
     if artefact.suffix not in FORMATS:
         raise Problem(f"{artefact} ends with none of {', '.join(FORMATS)}", next_step="save it as one of these", code=BAD_USAGE)
-    specs = [tensor_spec(text) for text in inputs], [tensor_spec(text) for text in outputs]
+    from server.manifest import Manifest, read_manifest
+
+    if manifest is not None and not manifest.is_file():
+        raise Problem(f"there is no file {manifest}", next_step="write one, or give --input and --output", code=BAD_USAGE)
+    if manifest is None and not (inputs and outputs):
+        manifest = artefact.with_suffix(".json")
+    declared = read_manifest(manifest) if manifest else Manifest()
+    specs = [tuple(map(tensor_spec, given or ())) or found for given, found in ((inputs, declared.inputs), (outputs, declared.outputs))]
+    if not all(specs):
+        raise Problem(
+            "inputs and outputs are not declared", next_step=f"give --input and --output, or write {artefact.stem}.json", code=BAD_USAGE
+        )
     connect_to_stack()
     from markserve import wiring
     from markserve.registration import ModelSpec, register_model
@@ -57,11 +73,11 @@ def register(
             model=model,
             artefact=artefact.read_bytes(),
             format=FORMATS[artefact.suffix],
-            inputs=tuple(specs[0]),
-            outputs=tuple(specs[1]),
+            inputs=specs[0],
+            outputs=specs[1],
             version=version,
             hold=hold,
-            max_batch_size=max_batch_size,
+            max_batch_size=max_batch_size or declared.max_batch_size or 64,
             rt_max_s=rt_max,
         ),
         models=wiring.models(),
@@ -151,7 +167,16 @@ def show(
 
 
 def _specs_text(specs: tuple[TensorSpec, ...]) -> str:
-    return ", ".join(f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in specs)
+    return ", ".join(f"{spec.name} {spec.datatype} {list(spec.shape)}{_padding_text(spec)}" for spec in specs)
+
+
+def _padding_text(spec: TensorSpec) -> str:
+    if spec.pad is not None:
+        return f" padded with {spec.pad.value} to {', '.join(map(str, spec.pad.buckets))}"
+    if spec.follows is not None:
+        return f" as long as {spec.follows.input}"
+    source = spec.mask_of or spec.length_of
+    return f" {'mask' if spec.mask_of else 'length'} of {source}" if source else ""
 
 
 def _print_profiles(record: ModelRecord) -> None:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
 from markserve.core.estimators import RateEstimate
 from markserve.core.profiles import LatencyEstimate
 from markserve.core.tunables import Tunables
-from markserve.errors import InvalidRequest, Overloaded
-from markserve.messages import ModelRecord, Tensor
+from markserve.errors import InferenceFailed, InvalidRequest, Overloaded
+from markserve.messages import ModelRecord, Stack, Tensor
+from markserve.padding import Signature, cut, signature, stacked, widths
 from markserve.profiling import batch_profile
 from markserve.telemetry import logger
 from server.channel import FromModel, Group, GroupResult, Load, Progress, Ran, Ready, Refused, Run, StackHead
@@ -46,6 +46,14 @@ class Held:
     size_bytes: int
     arrival_at_s: float
     reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Requests computed together, and how long their padded inputs are in it."""
+
+    members: list[Held]
+    width_of: Mapping[str, int]
 
 
 class Engine:
@@ -80,7 +88,7 @@ class Engine:
         self._link = ModelLink(load, self, loop=loop)
         self._pacing: Pacing[Held] | None = None
         self._is_up = False
-        self._running: list[list[Held]] | None = None
+        self._running: list[Pass] | None = None
         self._running_rows = 0
         self._started_at_s = 0.0
         self._busy_until_s = 0.0
@@ -119,7 +127,7 @@ class Engine:
     def held(self) -> int:
         """Requests that wait or are being computed."""
         waiting = len(self._pacing.accumulator) if self._pacing else 0
-        return waiting + sum(map(len, self._running or ()))
+        return waiting + sum([len(one.members) for one in self._running or ()])
 
     @property
     def held_bytes(self) -> int:
@@ -205,24 +213,23 @@ class Engine:
             held.reply(Overloaded("could not be answered in time", retry_after_s=1.0, status=503), 0)
 
     def _run(self, items: list[Held], rows: int, now_s: float) -> None:
-        groups: dict[tuple[Any, ...], list[Held]] = {}
+        record = self.record
+        groups: dict[Signature, list[Held]] = {}
         for held in items:
-            groups.setdefault(tuple([(tensor.datatype, tensor.shape[1:]) for tensor in held.inputs]), []).append(held)
-        self._running = list(groups.values())
+            groups.setdefault(signature(held.inputs, record), []).append(held)
+        self._running = [Pass(members, widths([held.inputs for held in members], record)) for members in groups.values()]
         self._running_rows = rows
         self._started_at_s = now_s
         assert self._pacing is not None  # noqa: S101  # only called when it is
         self._busy_until_s = now_s + self._pacing.accumulator.estimate.batch_latency_s(rows)
         buffers: list[bytes | memoryview] = []
         heads = []
-        for signature, members in groups.items():
-            counts = tuple([held.rows for held in members])
+        for one in self._running:
             stacks = []
-            for position, (datatype, tail) in enumerate(signature):
-                parts = [held.inputs[position].data for held in members]
-                buffers += parts
-                stacks.append(StackHead(datatype, (sum(counts), *tail), sum(map(len, parts))))
-            heads.append(Group(counts, tuple(stacks)))
+            for parts in stacked([held.inputs for held in one.members], record, one.width_of):
+                buffers += parts.data
+                stacks.append(StackHead(parts.datatype, parts.shape, sum(map(len, parts.data))))
+            heads.append(Group(tuple([held.rows for held in one.members]), tuple(stacks)))
         self._link.run(Run(groups=tuple(heads)), buffers)
 
     # --- the model's process ----------------------------------------------------------------------------------
@@ -245,8 +252,8 @@ class Engine:
         self._is_up = False
         self.counters.deaths += 1
         lost, self._running = self._running or [], None
-        for group in lost:
-            for held in group:
+        for one in lost:
+            for held in one.members:
                 self._held_bytes -= held.size_bytes
                 held.reply(Overloaded("the model's process ended while computing", retry_after_s=1.0, status=503), 0)
 
@@ -297,32 +304,36 @@ class Engine:
         self._schedule()
         self._loop.call_soon(self._reply, groups, message.groups, data, finished_at_s, rows)
 
-    def _reply(self, groups: list[list[Held]], results: tuple[GroupResult, ...], data: memoryview, finished_at_s: float, rows: int) -> None:
-        names = [spec.name for spec in self.record.outputs]
+    def _reply(self, passes: list[Pass], results: tuple[GroupResult, ...], data: memoryview, finished_at_s: float, rows: int) -> None:
         offset = 0
-        for members, result in zip(groups, results, strict=True):
+        for one, result in zip(passes, results, strict=True):
             failures = {failure.index: failure for failure in result.failures}
-            starts = []
+            stacks = []
             for head in result.outputs:
-                starts.append(offset)
+                stacks.append(Stack(head.datatype, head.shape, data[offset : offset + head.data_bytes]))
                 offset += head.data_bytes
             row = 0
-            for index, held in enumerate(members):
+            for index, held in enumerate(one.members):
                 self._held_bytes -= held.size_bytes
                 failure = failures.get(index)
                 if failure is not None:
                     held.reply(_failure(failure.status, failure.message), rows)
                     continue
-                tensors = []
-                for name, head, start in zip(names, result.outputs, starts, strict=True):
-                    row_bytes = head.data_bytes // head.shape[0]
-                    at = start + row * row_bytes
-                    blob = bytes(data[at : at + held.rows * row_bytes])
-                    tensors.append(Tensor(name=name, datatype=head.datatype, shape=(held.rows, *head.shape[1:]), data=blob))
+                held.reply(self._outputs(stacks, row, held, one.width_of), rows)
                 row += held.rows
-                held.reply(tuple(tensors), rows)
         if self._pacing is not None:
             self._pacing.observe_reply(max(0.0, self._clock() - finished_at_s))
+
+    def _outputs(self, stacks: list[Stack], row: int, held: Held, width_of: Mapping[str, int]) -> tuple[Tensor, ...] | Exception:
+        """Return a request's own part of a pass's outputs."""
+        tensors = []
+        try:
+            for spec, stack in zip(self.record.outputs, stacks, strict=True):
+                own = cut(stack.rows(row, held.rows), spec, held.inputs, self.record, width_of)
+                tensors.append(Tensor(name=spec.name, datatype=own.datatype, shape=own.shape, data=bytes(own.data)))
+        except InferenceFailed as error:
+            return ModelFailed(str(error))
+        return tuple(tensors)
 
 
 class ModelFailed(Exception):

@@ -9,12 +9,14 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from markserve.artefacts import FORMATS
 from markserve.errors import InvalidRequest
 from markserve.messages import ModelRecord, TensorSpec
+from markserve.padding import check_padding
 from markserve.protocol.tensors import ELEMENT_BYTES
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -32,6 +34,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Default: learned from two trial runs, and named output_0, output_1 and so on."""
     max_batch_size: int = 0
     """Rows the model takes at most; 0: as many as the objective allows."""
+
+
+class _Tensors(msgspec.Struct, frozen=True):
+    inputs: tuple[dict[str, Any], ...] = ()
+    outputs: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +81,7 @@ def read_model(path: Path, *, given: Manifest = Manifest()) -> ServedModel:  # n
 
 def _find(path: Path) -> tuple[Path, Manifest]:
     if path.is_dir():
-        manifest = _read(path / "manifest.json")
+        manifest = read_manifest(path / "manifest.json")
         found = [path / manifest.file] if manifest.file else sorted(p for p in path.iterdir() if p.suffix in FORMATS)
         if len(found) != 1:
             names = ", ".join(p.name for p in found) or "none"
@@ -83,7 +90,7 @@ def _find(path: Path) -> tuple[Path, Manifest]:
             )
         path = found[0]
     else:
-        manifest = _read(path.with_suffix(".json"))
+        manifest = read_manifest(path.with_suffix(".json"))
     if not path.is_file():
         raise InvalidRequest("no such file or folder", field=str(path))
     if path.suffix not in FORMATS:
@@ -91,13 +98,27 @@ def _find(path: Path) -> tuple[Path, Manifest]:
     return path, manifest
 
 
-def _read(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest; one that is not there says nothing.
+
+    Raises
+    ------
+    InvalidRequest
+        If it is no manifest, or says something that has no meaning.
+    """
     if not path.is_file():
         return Manifest()
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Manifest)
+        content = path.read_bytes()
+        manifest = msgspec.json.decode(content, type=Manifest)
+        tensors: _Tensors = msgspec.json.decode(content, type=_Tensors)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"not a manifest: {error}", field=str(path)) from error
+    known = TensorSpec.__struct_fields__
+    # A stored record may be of a later version and say more; a word in a manifest that means nothing is a slip.
+    if unknown := sorted({word for tensor in (*tensors.inputs, *tensors.outputs) for word in tensor if word not in known}):
+        raise InvalidRequest(f"not a manifest: a tensor has no `{unknown[0]}`, only {', '.join(known)}", field=str(path))
+    return manifest
 
 
 def _check(manifest: Manifest, artefact: Path) -> None:
@@ -117,3 +138,4 @@ def _check(manifest: Manifest, artefact: Path) -> None:
                 raise InvalidRequest(f"datatype {spec.datatype} is not one of {', '.join(ELEMENT_BYTES)}", field=field)
             if not spec.shape or spec.shape[0] != -1 or any(size != -1 and size < 1 for size in spec.shape):
                 raise InvalidRequest(f"shape {list(spec.shape)} must begin with -1, the batch, and hold positive sizes or -1", field=field)
+    check_padding(manifest.inputs, manifest.outputs)

@@ -17,7 +17,7 @@ import msgspec
 
 from markserve.core.types import Tier
 from markserve.errors import ConfigurationError, InferenceFailed, InvalidRequest, MarkserveError
-from markserve.messages import InferenceRequest, ModelRecord, Stack, Tensor, TensorSpec
+from markserve.messages import ModelRecord, Stack, TensorSpec
 from markserve.profiling import sample_request
 from markserve.runners import load_runner
 from markserve.stacking import compute_group, run_requests
@@ -76,9 +76,12 @@ def _check_inputs(record: ModelRecord) -> None:
 
 
 def _try_out(compute: Callable[[Sequence[Stack]], Sequence[Stack]], record: ModelRecord) -> None:
-    (result,) = run_requests(compute, [sample_request(record, rows=2)], record, tier=Tier.WORKER)
-    if isinstance(result, Exception):
-        raise ConfigurationError(f"{record.model} fails on two rows of zeros: {result}")
+    for bucket in range(max([len(spec.pad.buckets) for spec in record.inputs if spec.pad], default=1)):
+        request = sample_request(record, rows=2, bucket=bucket)
+        (result,) = run_requests(compute, [request], record, tier=Tier.WORKER)
+        if isinstance(result, Exception):
+            sizes = ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in request.inputs)
+            raise ConfigurationError(f"{record.model} fails on two rows of zeros: {result}; it was given {sizes}")
 
 
 def _learn_outputs(compute: Callable[[Sequence[Stack]], Sequence[Stack]], record: ModelRecord) -> tuple[TensorSpec, ...]:
@@ -96,13 +99,21 @@ def _learn_outputs(compute: Callable[[Sequence[Stack]], Sequence[Stack]], record
 
 
 def _zeros(record: ModelRecord, rows: int, free: int) -> list[Stack]:
+    """Make inputs of zeros, free dimensions being `free`, padded ones the first bucket for `FREE_DIMENSION` and else the last."""
     sized = tuple(
-        TensorSpec(name=spec.name, datatype=spec.datatype, shape=tuple(free if size == -1 else size for size in spec.shape))
+        spec
+        if spec.padded_axis is not None
+        else TensorSpec(
+            name=spec.name,
+            datatype=spec.datatype,
+            shape=tuple(free if size == -1 and axis else size for axis, size in enumerate(spec.shape)),
+            length_of=spec.length_of,
+        )
         for spec in record.inputs
     )
-    request: InferenceRequest = sample_request(msgspec.structs.replace(record, inputs=sized), rows=rows)
-    tensors: tuple[Tensor, ...] = request.inputs
-    return [Stack(tensor.datatype, tensor.shape, bytearray(tensor.data)) for tensor in tensors]
+    bucket = 0 if free == FREE_DIMENSION else -1
+    request = sample_request(msgspec.structs.replace(record, inputs=sized), rows=rows, bucket=bucket)
+    return [Stack(tensor.datatype, tensor.shape, bytearray(tensor.data)) for tensor in request.inputs]
 
 
 def _serve(front: socket.socket, compute: Callable[[Sequence[Stack]], Sequence[Stack]]) -> None:

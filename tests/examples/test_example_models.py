@@ -25,6 +25,8 @@ from markserve.core.types import Tier
 from markserve.messages import Answer, InferenceRequest, Tensor
 from tests.contract.conftest import create_table
 
+PADDED_TEXT_ENCODER = Path(__file__).resolve().parents[2] / "docs/models.md"
+"""Whose first JSON block is the manifest of the text encoder with padding."""
 DATATYPES = {"UINT8": "u1", "INT64": "<i8", "FP32": "<f4"}
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -120,6 +122,26 @@ def test_text_encoder_tokenizes_by_itself_and_tells_intents_apart(tmp_path: Path
     np.testing.assert_allclose(np.linalg.norm(found["embedding"], axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(same["embedding"][0], same["embedding"][1], rtol=1e-4, atol=1e-6)
     assert np.isfinite(empty["embedding"]).all()
+
+
+@pytest.mark.usefixtures("stack")
+def test_text_encoder_registered_with_padding_takes_text_of_any_length(tmp_path: Path) -> None:
+    text_encoder.main(tmp_path)
+    declared = json.loads(PADDED_TEXT_ENCODER.read_text().split("```json\n")[1].split("```")[0])
+    (tmp_path / "text-encoder.json").write_text(json.dumps(declared))
+    texts = ["play a song by ana", "why was the office charged twice", "rain"]
+
+    assert "text-encoder version 1 is live" in markserve(f"markserve models register text-encoder {tmp_path / 'text-encoder.pt'}")
+    found = computed("text-encoder", *[{"text": np.frombuffer(text.encode(), "u1")[None, :]} for text in texts])
+
+    registered = wiring.models().get("text-encoder").inputs[0]
+    assert registered.pad is not None
+    assert registered.pad.buckets == tuple(declared["inputs"][0]["pad"]["buckets"])
+    full = tmp_path / "full.pt"
+    (tmp_path / "text-encoder.pt").rename(full)
+    markserve(f"markserve models register fixed {full} --input text:UINT8:-1,96 --output embedding:FP32:-1,48 --output intent:FP32:-1,3")
+    (fixed,) = computed("fixed", {"text": text_encoder.as_bytes(texts).numpy()})
+    np.testing.assert_allclose(np.concatenate([one["embedding"] for one in found]), fixed["embedding"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("stack")

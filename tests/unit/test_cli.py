@@ -133,6 +133,18 @@ def test_tensor_spec_is_refused_when_malformed(tmp_path: Path) -> None:
     assert_fails(result, 2, "'image:FP32' is not NAME:DATATYPE:SHAPE")
 
 
+def test_model_without_declared_tensors_is_not_registered(tmp_path: Path) -> None:
+    (tmp_path / "m.pt").write_bytes(b"x")
+
+    assert_fails(markserve("models", "register", "m", str(tmp_path / "m.pt")), 2, "inputs and outputs are not declared", "write m.json")
+
+
+def test_manifest_that_is_named_must_be_there(tmp_path: Path) -> None:
+    (tmp_path / "m.pt").write_bytes(b"x")
+
+    assert_fails(markserve("models", "register", "m", str(tmp_path / "m.pt"), "--manifest", "nope.json"), 2, "there is no file nope.json")
+
+
 # --- infer, against an HTTP server ------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import pytest
 from markserve.adapters.memory import MemoryBlobStore, MemoryModelRunner, MemoryModelStore
 from markserve.core.types import Tier
 from markserve.errors import InferenceFailed, InvalidRequest
-from markserve.messages import Answer, InferenceRequest, ModelRecord, Tensor, TensorSpec
+from markserve.messages import Answer, InferenceRequest, ModelRecord, Padding, Tensor, TensorSpec
 from markserve.ports import ModelRunner
 from markserve.registration import ModelSpec, register_model
 from tests.builders import NOW_S, a_model_record, profile_records
@@ -119,6 +119,10 @@ def test_version_is_refused_when_it_exists_with_another_artefact() -> None:
         ({"inputs": (TensorSpec(name="x", datatype="FP32", shape=(8, 8)),)}, r"input 'x': shape \[8, 8\] must begin with -1"),
         ({"outputs": (TensorSpec(name="y", datatype="FP32", shape=(-1, 0)),)}, "output 'y': shape .* positive"),
         ({"outputs": (TensorSpec(name="y", datatype="FP32", shape=(-1,)),) * 2}, "outputs: names must differ"),
+        (
+            {"inputs": (TensorSpec(name="x", datatype="FP32", shape=(-1, 4), pad=Padding(buckets=(4,))),)},
+            "input 'x': padding needs one free dimension",
+        ),
         ({"rt_max_s": 60.0}, "rt-max-s: 60 is above the highest allowed value 29"),
     ],
 )
@@ -137,6 +141,26 @@ def test_model_is_refused_when_it_fails_on_zeros() -> None:
 
     with pytest.raises(InvalidRequest, match=r"artefact: the model fails on 2 rows of zeros: .*boom"):
         registrar.register()
+
+
+def test_model_is_tried_out_at_every_bucket() -> None:
+    tried: list[tuple[int, ...]] = []
+
+    def compute(request: InferenceRequest) -> Answer:
+        tried.append(request.inputs[0].shape)
+        if request.inputs[0].shape[1] == 8:
+            raise InferenceFailed("only up to 4")
+        return Answer(request_id="", tier=Tier.WORKER, outputs=(Tensor(name="scores", datatype="FP32", shape=(2, 10), data=bytes(80)),))
+
+    registrar = Registrar()
+    registrar._compute = compute  # type: ignore[method-assign]
+    tokens = TensorSpec(name="tokens", datatype="INT64", shape=(-1, -1), pad=Padding(buckets=(2, 4, 8)))
+
+    with pytest.raises(InferenceFailed, match="only up to 4"):
+        registrar.register(inputs=(tokens,))
+
+    assert tried == [(2, 2), (2, 4), (2, 8)]
+    assert registrar.models.list() == []
 
 
 def test_model_is_refused_when_it_returns_something_else_than_declared() -> None:

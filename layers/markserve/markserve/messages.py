@@ -96,6 +96,11 @@ class Stack(msgspec.Struct, frozen=True):
         """Bytes of one row of a fixed-size datatype."""
         return len(self.data) // self.shape[0]
 
+    def rows(self, start: int, count: int) -> Stack:
+        """Return `count` rows from `start` on; nothing is copied."""
+        size = self.row_bytes
+        return Stack(self.datatype, (count, *self.shape[1:]), memoryview(self.data)[start * size : (start + count) * size])
+
 
 class InferenceRequest(Message, frozen=True, kw_only=True):
     """One accepted request, on its way to a worker or to the spillover function."""
@@ -166,12 +171,46 @@ class StoredResult(msgspec.Struct, frozen=True, kw_only=True):
     model_version: str = ""
 
 
-class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
+class Padding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That an input may be lengthened: requests of unequal length then share a pass, all as long as a bucket."""
+
+    value: bool | int | float = 0
+    """What is filled in."""
+    buckets: tuple[int, ...]
+    """Lengths that passes have, ascending; more than the last is refused."""
+
+
+class Follows(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That an output is as long as a padded input along `axis`, so that each request is given its own length of it."""
+
+    input: str
+    axis: int
+
+
+class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Declared tensor of a model; -1 in `shape` is a free dimension, the first one is the batch."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    pad: Padding | None = None
+    """Of an input with one free dimension beside the batch: how it is padded."""
+    mask_of: str = ""
+    """A padded input whose own positions this input marks with ones; filled in where a request leaves it out."""
+    length_of: str = ""
+    """A padded input whose length this input holds, one per row; filled in where a request leaves it out."""
+    follows: Follows | None = None
+    """Of an output: which padded input it is as long as."""
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether the server fills this input in."""
+        return bool(self.mask_of or self.length_of)
+
+    @property
+    def padded_axis(self) -> int | None:
+        """Dimension that padding lengthens."""
+        return self.shape.index(-1, 1) if self.pad or self.mask_of else None
 
 
 class ProfilePointRecord(msgspec.Struct, frozen=True, kw_only=True):

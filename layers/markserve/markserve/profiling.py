@@ -15,6 +15,7 @@ import msgspec
 from markserve.core.types import BatchProfile, ProfilePoint
 from markserve.errors import InferenceFailed, InvalidRequest
 from markserve.messages import InferenceRequest, ModelRecord, ProfilePointRecord, Tensor
+from markserve.padding import completed
 from markserve.ports import ModelRunner, ModelStore
 from markserve.protocol.tensors import ELEMENT_BYTES
 
@@ -82,15 +83,28 @@ def batch_profile(instance_type: str, points: Sequence[ProfilePointRecord]) -> B
     )
 
 
-def sample_request(record: ModelRecord, *, rows: int = 1) -> InferenceRequest:
-    """Build a request of zeros that fits the model, free dimensions being 1: for warm-up and trial runs."""
-    inputs = []
+def sample_request(record: ModelRecord, *, rows: int = 1, bucket: int = -1) -> InferenceRequest:
+    """Build a request of zeros that fits the model, free dimensions being 1: for warm-up and trial runs.
+
+    Parameters
+    ----------
+    bucket
+        Index of the bucket whose length padded inputs have. The last by default: T(b) is measured at what a batch costs at most.
+    """
+    inputs = {}
     for spec in record.inputs:
-        shape = (rows, *(max(size, 1) for size in spec.shape[1:]))
+        if spec.is_optional:
+            continue
+        free = spec.pad.buckets[min(bucket, len(spec.pad.buckets) - 1)] if spec.pad else 1
+        shape = (rows, *(free if size == -1 else size for size in spec.shape[1:]))
         element = b"\x00" * ELEMENT_BYTES.get(spec.datatype, 4)  # four zero bytes are also one empty BYTES element
-        inputs.append(Tensor(name=spec.name, datatype=spec.datatype, shape=shape, data=element * math.prod(shape)))
+        inputs[spec.name] = Tensor(name=spec.name, datatype=spec.datatype, shape=shape, data=element * math.prod(shape))
     return InferenceRequest(
-        request_id=f"sample-{rows}", model=record.model, model_version=record.version, arrival_at_s=0.0, inputs=tuple(inputs)
+        request_id=f"sample-{rows}",
+        model=record.model,
+        model_version=record.version,
+        arrival_at_s=0.0,
+        inputs=completed(inputs, record),
     )
 
 

@@ -16,7 +16,8 @@ import msgspec
 from markserve.artefacts import SUFFIXES
 from markserve.core.tunables import parse_tunable
 from markserve.errors import InvalidRequest, UnknownModel
-from markserve.messages import ModelFormat, ModelRecord, TensorSpec
+from markserve.messages import ModelFormat, ModelRecord, Tensor, TensorSpec
+from markserve.padding import check_padding
 from markserve.ports import BlobStore, ModelRunner, ModelStore, ParameterWriter, WorkQueueAdmin
 from markserve.profiling import sample_request
 from markserve.protocol.tensors import ELEMENT_BYTES
@@ -114,6 +115,7 @@ def _check(spec: ModelSpec) -> None:
         raise InvalidRequest(f"must be at least {TRIAL_ROWS}, got {spec.max_batch_size}", field="max_batch_size")
     for kind, tensors in (("input", spec.inputs), ("output", spec.outputs)):
         _check_tensors(kind, tensors)
+    check_padding(spec.inputs, spec.outputs)
 
 
 def _check_tensors(kind: str, tensors: Sequence[TensorSpec]) -> None:
@@ -156,16 +158,23 @@ def _next_version(models: ModelStore, model: str, live: ModelRecord | None, dige
 
 
 def _try_out(runner: ModelRunner, record: ModelRecord) -> None:
-    """Run zeros through the model, and compare what comes out with what was declared."""
-    (result,) = runner.run([sample_request(record, rows=TRIAL_ROWS)])
-    if isinstance(result, Exception):
-        raise InvalidRequest(f"the model fails on {TRIAL_ROWS} rows of zeros: {result}", field="artefact") from result
-    for spec, tensor in zip(record.outputs, result.outputs, strict=True):
-        fits = len(tensor.shape) == len(spec.shape) and all(
-            wanted in (-1, size) for size, wanted in zip(tensor.shape, spec.shape, strict=True)
+    """Run zeros through the model, at every length that padding may give a pass, and compare what comes out with what was declared."""
+    lengths = max([len(spec.pad.buckets) for spec in record.inputs if spec.pad], default=1)
+    for bucket in range(lengths):
+        request = sample_request(record, rows=TRIAL_ROWS, bucket=bucket)
+        (result,) = runner.run([request])
+        if isinstance(result, Exception):
+            sizes = ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in request.inputs)
+            message = f"the model fails on {TRIAL_ROWS} rows of zeros: {result}; it was given {sizes}"
+            raise InvalidRequest(message, field="artefact") from result
+        for spec, tensor in zip(record.outputs, result.outputs, strict=True):
+            _check_output(spec, tensor)
+
+
+def _check_output(spec: TensorSpec, tensor: Tensor) -> None:
+    fits = len(tensor.shape) == len(spec.shape) and all(wanted in (-1, size) for size, wanted in zip(tensor.shape, spec.shape, strict=True))
+    if tensor.datatype != spec.datatype or not fits:
+        raise InvalidRequest(
+            f"is declared {spec.datatype} {list(spec.shape)}, the model returns {tensor.datatype} {list(tensor.shape)}",
+            field=f"output '{spec.name}'",
         )
-        if tensor.datatype != spec.datatype or not fits:
-            raise InvalidRequest(
-                f"is declared {spec.datatype} {list(spec.shape)}, the model returns {tensor.datatype} {list(tensor.shape)}",
-                field=f"output '{spec.name}'",
-            )

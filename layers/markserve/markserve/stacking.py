@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from markserve.core.types import Tier
 from markserve.errors import InferenceFailed, InvalidRequest
 from markserve.messages import Answer, InferenceRequest, ModelRecord, Stack, Tensor, TensorSpec
+from markserve.padding import Inputs, Signature, check_lengths, cut, signature, stacked, widths
 from markserve.protocol.tensors import ELEMENT_BYTES
 
 Compute = Callable[[Sequence[Stack]], Sequence[Stack]]
@@ -20,7 +21,6 @@ Raises `InvalidRequest` for inputs the model cannot take, `InferenceFailed` when
 """
 
 Failure = InvalidRequest | InferenceFailed
-_Signature = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 def compute_group(compute: Compute, rows: Sequence[int], inputs: Sequence[Stack]) -> tuple[list[Stack], dict[int, Failure]]:
@@ -45,7 +45,7 @@ def compute_group(compute: Compute, rows: Sequence[int], inputs: Sequence[Stack]
     offset = 0
     for index, count in enumerate(rows):
         try:
-            passed.append(list(compute([_rows_of(stack, offset, count) for stack in inputs])))
+            passed.append(list(compute([stack.rows(offset, count) for stack in inputs])))
         except (InvalidRequest, InferenceFailed) as error:
             failures[index] = error
         offset += count
@@ -53,33 +53,47 @@ def compute_group(compute: Compute, rows: Sequence[int], inputs: Sequence[Stack]
 
 
 def run_requests(compute: Compute, batch: Sequence[InferenceRequest], record: ModelRecord, *, tier: Tier) -> list[Answer | Exception]:
-    """Compute every request, those of equal input shapes in one pass: `ModelRunner.run` for any `compute`."""
+    """Compute every request, those of equal input shapes (as padded, where declared) in one pass: `ModelRunner.run` for any `compute`."""
     results: list[Answer | Exception | None] = [None] * len(batch)
-    groups: dict[_Signature, list[int]] = {}
+    groups: dict[Signature, list[tuple[int, Inputs]]] = {}
     for index, request in enumerate(batch):
         try:
-            groups.setdefault(_signature(request, record), []).append(index)
+            inputs = _checked(request, record)
         except InvalidRequest as error:
             results[index] = error
-    for indices in groups.values():
-        group = [batch[i] for i in indices]
-        for index, result in zip(indices, _run_group(compute, group, record, tier), strict=True):
+        else:
+            groups.setdefault(signature(inputs, record), []).append((index, inputs))
+    for members in groups.values():
+        requests = [batch[index] for index, _ in members]
+        answers = _run_group(compute, requests, [inputs for _, inputs in members], record, tier)
+        for (index, _), result in zip(members, answers, strict=True):
             results[index] = result
     return [result for result in results if result is not None]
 
 
-def _run_group(compute: Compute, group: Sequence[InferenceRequest], record: ModelRecord, tier: Tier) -> list[Answer | Exception]:
-    rows = [_input(request, record.inputs[0]).shape[0] for request in group]
-    inputs = [_stacked([_input(request, spec) for request in group]) for spec in record.inputs]
-    outputs, failures = compute_group(compute, rows, inputs)
+def _run_group(
+    compute: Compute, requests: Sequence[InferenceRequest], group: Sequence[Inputs], record: ModelRecord, tier: Tier
+) -> list[Answer | Exception]:
+    rows = [inputs[0].shape[0] for inputs in group]
+    width_of = widths(group, record)
+    # One copy puts every request's bytes at their place in the batch; writable, as torch wants its buffers.
+    stacks = [Stack(parts.datatype, parts.shape, bytearray().join(parts.data)) for parts in stacked(group, record, width_of)]
+    outputs, failures = compute_group(compute, rows, stacks)
     answers: list[Answer | Exception] = []
     offset = 0
-    for index, (request, count) in enumerate(zip(group, rows, strict=True)):
+    for index, (request, inputs, count) in enumerate(zip(requests, group, rows, strict=True)):
         if index in failures:
             answers.append(failures[index])
             continue
-        parts = {spec.name: _rows_of(stack, offset, count) for spec, stack in zip(record.outputs, outputs, strict=True)}
-        answers.append(_answer(request, parts, tier, sum(rows)))
+        try:
+            own = {
+                spec.name: cut(stack.rows(offset, count), spec, inputs, record, width_of)
+                for spec, stack in zip(record.outputs, outputs, strict=True)
+            }
+        except InferenceFailed as error:
+            answers.append(error)
+        else:
+            answers.append(_answer(request, own, tier, sum(rows)))
         offset += count
     return answers
 
@@ -95,9 +109,9 @@ def _answer(request: InferenceRequest, parts: dict[str, Stack], tier: Tier, batc
     return Answer(request_id=request.request_id, tier=tier, outputs=tensors, batch_size=batch_size)
 
 
-def _signature(request: InferenceRequest, record: ModelRecord) -> _Signature:
-    """Check that every declared input is there with the bytes its shape needs; return what must be equal within a pass."""
-    tensors = [_input(request, spec) for spec in record.inputs]
+def _checked(request: InferenceRequest, record: ModelRecord) -> Inputs:
+    """Return the inputs in the model's order: every declared one is there, with the bytes its shape needs."""
+    tensors = tuple([_input(request, spec) for spec in record.inputs])
     for tensor in tensors:
         if tensor.datatype not in ELEMENT_BYTES:
             raise InvalidRequest(f"datatype {tensor.datatype} cannot be given to this model", field=f"input '{tensor.name}'")
@@ -111,7 +125,8 @@ def _signature(request: InferenceRequest, record: ModelRecord) -> _Signature:
             raise InvalidRequest(
                 f"has {tensor.shape[0]} rows, input '{tensors[0].name}' has {tensors[0].shape[0]}", field=f"input '{tensor.name}'"
             )
-    return tuple((tensor.datatype, tensor.shape[1:]) for tensor in tensors)
+    check_lengths(tensors, record)
+    return tensors
 
 
 def _input(request: InferenceRequest, spec: TensorSpec) -> Tensor:
@@ -119,17 +134,6 @@ def _input(request: InferenceRequest, spec: TensorSpec) -> Tensor:
         if tensor.name == spec.name:
             return tensor
     raise InvalidRequest("is missing", field=f"input '{spec.name}'")
-
-
-def _stacked(parts: Sequence[Tensor]) -> Stack:
-    rows = sum(part.shape[0] for part in parts)
-    # One copy puts every request's bytes at their place in the batch; writable, as torch wants its buffers.
-    return Stack(parts[0].datatype, (rows, *parts[0].shape[1:]), bytearray().join([part.data for part in parts]))
-
-
-def _rows_of(stack: Stack, offset: int, count: int) -> Stack:
-    size = stack.row_bytes
-    return Stack(stack.datatype, (count, *stack.shape[1:]), memoryview(stack.data)[offset * size : (offset + count) * size])
 
 
 def _joined(parts: Sequence[Stack]) -> Stack:

@@ -19,6 +19,7 @@ import msgspec
 from markserve import __version__
 from markserve.errors import InvalidRequest
 from markserve.messages import ModelRecord, Tensor, TensorSpec
+from markserve.padding import completed
 from markserve.protocol import tensors
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -154,17 +155,14 @@ def model_metadata(record: ModelRecord, versions: Sequence[str]) -> dict[str, An
 def check_inputs(found: Sequence[Tensor], record: ModelRecord) -> tuple[Tensor, ...]:
     """Refuse inputs that do not agree in their batch dimension or that leave a declared one out.
 
-    Returns them in the model's order.
+    Returns them in the model's order, with the masks and lengths that the manifest lets the server fill in.
     """
-    by_name = {tensor.name: tensor for tensor in found}
-    missing = [spec.name for spec in record.inputs if spec.name not in by_name]
-    if missing:
-        raise InvalidRequest(f"missing {', '.join(repr(name) for name in missing)}", field="inputs")
-    free = [by_name[spec.name] for spec in record.inputs if spec.shape and spec.shape[0] == -1]
+    inputs = completed({tensor.name: tensor for tensor in found}, record)
+    free = [tensor for tensor, spec in zip(inputs, record.inputs, strict=True) if spec.shape and spec.shape[0] == -1]
     if len({tensor.shape[0] for tensor in free}) > 1:
         sizes = ", ".join(f"'{tensor.name}' has {tensor.shape[0]}" for tensor in free)
         raise InvalidRequest(f"batch dimensions differ: {sizes}", field="inputs")
-    return tuple(by_name[spec.name] for spec in record.inputs)
+    return inputs
 
 
 def _json_size(header: str | None, body_size: int) -> int:

@@ -56,13 +56,13 @@ def decode_invocation(body: bytes, headers: Mapping[str, str], record: ModelReco
     """
     content_type = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if content_type == "text/csv":
-        return InvokeCall(inputs=(_from_csv(body, _only_input(record), record),))
+        return InvokeCall(inputs=oip.check_inputs((_from_csv(body, _only_input(record), record),), record))
     if content_type not in ("", "application/json", "application/octet-stream"):
         raise InvalidRequest(f"{content_type[:80]!r} is not supported; use application/json or text/csv", field="ContentType")
     if oip.HEADER_LENGTH not in headers:
         instances = _instances(body)
         if instances is not None:
-            return InvokeCall(inputs=(_from_instances(instances, _only_input(record), record),))
+            return InvokeCall(inputs=oip.check_inputs((_from_instances(instances, _only_input(record), record),), record))
     call = oip.decode_infer(body, headers, record)
     return InvokeCall(inputs=call.inputs, oip_call=call)
 
@@ -107,12 +107,11 @@ def encode_error(status: int, message: str) -> tuple[int, bytes, dict[str, str]]
 
 
 def _only_input(record: ModelRecord) -> TensorSpec:
-    if len(record.inputs) != 1:
-        names = ", ".join(repr(spec.name) for spec in record.inputs)
-        raise InvalidRequest(
-            f"the model takes {len(record.inputs)} inputs ({names}); send an Open Inference Protocol request", field="body"
-        )
-    return record.inputs[0]
+    needed = [spec for spec in record.inputs if not spec.is_optional]
+    if len(needed) != 1:
+        names = ", ".join(repr(spec.name) for spec in needed)
+        raise InvalidRequest(f"the model takes {len(needed)} inputs ({names}); send an Open Inference Protocol request", field="body")
+    return needed[0]
 
 
 def _instances(body: bytes) -> bytes | None:

@@ -61,6 +61,11 @@ def is_numeric(datatype: str) -> bool:
     return datatype in _STRUCT_CODES and datatype != "BOOL"
 
 
+def is_packable(datatype: str) -> bool:
+    """Whether `pack_values` knows the datatype's form, of one size for every value."""
+    return datatype in _STRUCT_CODES
+
+
 def check_shape(field: str, shape: Sequence[int], spec: TensorSpec, *, max_batch_size: int) -> None:
     """Refuse a shape the model does not take.
 
