@@ -101,8 +101,9 @@ def register(
 def tensor_spec(text: str) -> TensorSpec:
     """Read NAME:DATATYPE:SHAPE.
 
-    >>> tensor_spec("image:FP32:-1,1,8,8")
-    TensorSpec(name='image', datatype='FP32', shape=(-1, 1, 8, 8))
+    >>> spec = tensor_spec("image:FP32:-1,1,8,8")
+    >>> spec.name, spec.datatype, spec.shape
+    ('image', 'FP32', (-1, 1, 8, 8))
     """
     try:
         name, datatype, shape = text.rsplit(":", 2)
