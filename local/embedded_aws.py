@@ -30,9 +30,9 @@ START_TIMEOUT_S = 60.0
 STOP_GRACE_S = 5.0
 SAVE_TIMEOUT_S = 20.0
 HEALTH_PATH = "/_ministack/health"
-# The emulator keeps one process per Lambda function and reaps the rest after this. AWS keeps them for 5-15 minutes; a
-# laptop wants its memory back sooner, and a demo's quiet phases are not to be all cold starts.
-WARM_LAMBDA_TTL_S = 300
+# The emulator keeps one process per Lambda function and reaps the rest when they were idle for this long. AWS keeps them for
+# 5-15 minutes; a laptop wants its memory back, and a demo's quiet phases are not to be all cold starts.
+WARM_LAMBDA_TTL_S = 300.0
 # Every running Lambda holds one of the embedded AWS's threads and needs another for each AWS call that it makes: with its
 # default of 64, 64 requests at once would wait for one another for ever.
 WORKER_THREADS = 512
@@ -131,6 +131,7 @@ def start_embedded_aws(
     enforce_iam: bool = False,
     lambda_python: Path | None = None,
     keep_state: bool = False,
+    warm_lambda_ttl_s: float = WARM_LAMBDA_TTL_S,
 ) -> EmbeddedAws:
     """Start both services and return once they answer.
 
@@ -176,7 +177,7 @@ def start_embedded_aws(
         "S3_PERSIST": str(int(keep_state)),
         "S3_DATA_DIR": str(scratch / "s3"),
         "LAMBDA_EXECUTOR": "local",
-        "LAMBDA_WARM_TTL_SECONDS": str(WARM_LAMBDA_TTL_S),
+        "LAMBDA_WARM_TTL_SECONDS": str(round(warm_lambda_ttl_s)),
         "MINISTACK_WORKER_THREADS": str(WORKER_THREADS),
         "LOG_LEVEL": "WARNING",
         # Functions inherit the environment, and would take the emulator's own level for theirs.

@@ -24,7 +24,7 @@ from local.connection import connect, connecting_variables
 from local.deployer import REPOSITORY, Clients, Deployment, deploy
 from local.digits import DigitsModel, train_digits
 from local.ec2_events import Ec2Events
-from local.embedded_aws import ACCOUNT_ID, REGION, EmbeddedAws, start_embedded_aws
+from local.embedded_aws import ACCOUNT_ID, REGION, WARM_LAMBDA_TTL_S, EmbeddedAws, start_embedded_aws
 from local.fleet import LocalFleet
 from local.image_host import start_image_host
 from local.model_setup import profile_digits, profile_digits_spillover, register_digits, sample_body
@@ -76,6 +76,8 @@ class SystemConfig:
     worker_start_s: float = 4.0
     """From a started worker process to readiness: Python, torch and the model."""
     warm_api_environments: int = 24
+    warm_lambda_ttl_s: float = WARM_LAMBDA_TTL_S
+    """How long an idle environment of a zip function is kept. Starting one takes seconds of the cores that everything shares."""
     parameters: Mapping[str, str] = field(default_factory=dict)
     """Operator parameters set after deployment, by their operators' names."""
     keep_state: bool = False
@@ -177,7 +179,12 @@ class LocalSystem:
         self.note("starting the embedded AWS")
         names = {f"{config.stack_name}-{function}": None for function in IMAGE_FUNCTIONS}
         self.aws = start_embedded_aws(
-            ledger=ledger, work_dir=config.work_dir, image_functions=names, enforce_iam=config.enforce_iam, keep_state=config.keep_state
+            ledger=ledger,
+            work_dir=config.work_dir,
+            image_functions=names,
+            enforce_iam=config.enforce_iam,
+            keep_state=config.keep_state,
+            warm_lambda_ttl_s=config.warm_lambda_ttl_s,
         )
         self._parts.callback(self.aws.stop)
         self.note("deploying template.yaml through CloudFormation")
