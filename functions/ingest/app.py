@@ -18,7 +18,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from markserve import wiring
 from markserve.core.slo import SloAssessment, SloWindow, assess
-from markserve.errors import InvalidRequest, Transient
+from markserve.errors import InvalidRequest, MarkserveError, Transient
 from markserve.fleet_summary import summarise_fleets
 from markserve.messages import DecisionRecord, MetricsBatch, OutcomeCounts, SloAtRisk, decode
 from markserve.ports import ControlStore, EventPublisher, ParameterSource, WindowStore
@@ -219,9 +219,9 @@ def _summarise(models: set[str]) -> None:
             heartbeat_timeout_s=wiring.settings().heartbeat_timeout_s,
             now_s=time.time(),
         )
-    except Transient as error:
-        # The counts are safe, fronts go by the workers themselves when a summary is old, and the next second makes another.
-        logger.warning("fleet not summarised", extra={"models": sorted(models), "reason": str(error)})
+    except MarkserveError as error:
+        # The counts are safe, and fronts go by the workers themselves when a summary is old.
+        logger.error("fleet not summarised", extra={"models": sorted(models), "reason": str(error)})
 
 
 def _emit(model: str, name: str, unit: MetricUnit, value: float) -> None:

@@ -1,8 +1,8 @@
 """`InstanceRegistry` on DynamoDB.
 
 Keys: `model#<name>` / instance id holds the instance; `instance#<id>` / `model` says whose it is; `models` / name
-lists the models that ever had one; `view#<name>` / `view` is the published summary of its fleet. A front reads its own model's partition only, and a heartbeat is one write of less than 1 KiB; one
-partition takes 1,000 of them a second.
+lists the models that ever had one; `view#<name>` / `view` is the published summary of a fleet. A front reads its own model's
+partition only, and a heartbeat is one write of less than 1 KiB; one partition takes 1,000 of them a second.
 
 Where that is not enough, a model's instances are spread over shards, each a partition of its own. `instance#<id>` also says
 in which one an instance is, and `models` / name which ones a model ever had, so that nobody needs to know how many there are to be.
@@ -68,7 +68,7 @@ class DynamoInstanceRegistry:
     ) -> None:
         self._table = Table(client, table_name)
         self._shards = shards
-        self._own_shard = random.randrange(shards)
+        self._own_shard = random.randrange(shards)  # noqa: S311  # spreads readers, no secret
         self._monotonic_s = monotonic_s
         self._partition_of: dict[str, str] = {}
         """An instance never changes its model or shard, so what was looked up once stays true."""
