@@ -43,13 +43,19 @@ def allowed_actions(template: Mapping[str, Any]) -> dict[str, list[Allowed]]:
         documents += [
             resources[_policy(arn)]["Properties"]["PolicyDocument"] for arn in resource["Properties"].get("ManagedPolicyArns", ())
         ]
-        found[name] = [pair for document in documents for statement in document["Statement"] for pair in _pairs(statement)]
+        found[name] = [pair for document in documents for statement in document["Statement"] for pair in _pairs(_granted(statement))]
     return found
 
 
 def _policy(arn: Any) -> str:
     """Return a managed policy's logical id, of one attached under a condition too."""
     return str(arn["Fn::If"][1]["Ref"] if "Fn::If" in arn else arn["Ref"])
+
+
+def _granted(statement: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a statement, of one that an option of the template grants too."""
+    granted: Mapping[str, Any] = statement["Fn::If"][1] if "Fn::If" in statement else statement
+    return granted
 
 
 def _pairs(statement: Mapping[str, Any]) -> list[Allowed]:

@@ -83,6 +83,6 @@ def fleet_at(workers: Workers, kinds: Sequence[Kind], now_s: float, *, queued: i
         queue_depth=queued,
         transport_s=0.0,
         in_flight=int(workers.running[busy].sum()),
-        members=frozenset(str(i) for i in workers.instance[serving].tolist()),
+        members=" ".join(map(str, sorted(workers.instance[serving].tolist()))),
         viewed_at_s=now_s,
     )

@@ -93,6 +93,7 @@ def _front() -> Front:
         ports,
         window_s=settings.window_s,
         heartbeat_timeout_s=settings.heartbeat_timeout_s,
+        reads_summaries=settings.shards > 1,
         now_s=time.time,
         sleep=time.sleep,
         new_id=lambda: str(uuid.uuid4()),

@@ -18,7 +18,8 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from markserve import wiring
 from markserve.core.slo import SloAssessment, SloWindow, assess
-from markserve.errors import InvalidRequest, Transient
+from markserve.errors import InvalidRequest, MarkserveError, Transient
+from markserve.fleet_summary import summarise_fleets
 from markserve.messages import DecisionRecord, MetricsBatch, OutcomeCounts, SloAtRisk, decode
 from markserve.ports import ControlStore, EventPublisher, ParameterSource, WindowStore
 from markserve.telemetry import (
@@ -48,6 +49,8 @@ deliveries are apart in a small stack; in a large one many environments judge th
 
 _judged_at_s: dict[str, float] = {}
 """When this environment judged a model last."""
+_summary_tried_at_s: dict[str, float] = {}
+"""When this environment last tried to be the one that summarises a model's fleet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +71,8 @@ class Ingested:
     unreadable: int = 0
     arrivals: Counter[str] = field(default_factory=Counter)
     assessments: dict[str, SloAssessment] = field(default_factory=dict)
+    models: set[str] = field(default_factory=set)
+    """Models that the reports are about."""
 
 
 def run(
@@ -85,7 +90,6 @@ def run(
 ) -> Ingested:
     """Add each report's counts to their windows once, then judge the objective of every model they touch and that is due."""
     result = Ingested()
-    touched: set[str] = set()
     read: list[tuple[Report, MetricsBatch]] = []
     for report in reports:
         try:
@@ -103,10 +107,10 @@ def run(
         result.applied += is_new
         result.repeated += not is_new
         # Repeated ones too: the first delivery may have ended before its models were judged.
-        touched.update(counts.model for counts in batch.outcomes)
+        result.models.update(counts.model for counts in batch.outcomes)
         for arrival in batch.arrivals if is_new else ():
             result.arrivals[arrival.model] += arrival.count
-    for model in sorted(name for name in touched if now_s - judged_at_s.get(name, -math.inf) >= judge_every_s):
+    for model in sorted(name for name in result.models if now_s - judged_at_s.get(name, -math.inf) >= judge_every_s):
         try:
             result.assessments[model] = _judge(
                 model, windows=windows, control=control, events=events, parameters=parameters, window_s=window_s, step_s=step_s, now_s=now_s
@@ -188,6 +192,8 @@ def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
         step_s=wiring.settings().step_s,
         now_s=time.time(),
     )
+    if wiring.settings().shards > 1:
+        _summarise(result.models)
     logger.info("ingested", extra={"applied": result.applied, "repeated": result.repeated, "failed": len(result.failed_ids)})
     metrics.add_metric(name=BATCHES_APPLIED, unit=MetricUnit.Count, value=result.applied)
     metrics.add_metric(name=BATCHES_REPEATED, unit=MetricUnit.Count, value=result.repeated)
@@ -201,6 +207,21 @@ def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
         worst = max(assessment.long_burn_rate for assessment in result.assessments.values())
         metrics.add_metric(name=WORST_BURN_RATE, unit=MetricUnit.NoUnit, value=worst)
     return {"batchItemFailures": [{"itemIdentifier": message_id} for message_id in result.failed_ids]}
+
+
+def _summarise(models: set[str]) -> None:
+    try:
+        summarise_fleets(
+            models,
+            instances=wiring.instances(),
+            control=wiring.control(),
+            tried_at_s=_summary_tried_at_s,
+            heartbeat_timeout_s=wiring.settings().heartbeat_timeout_s,
+            now_s=time.time(),
+        )
+    except MarkserveError as error:
+        # The counts are safe, and fronts go by the workers themselves when a summary is old.
+        logger.error("fleet not summarised", extra={"models": sorted(models), "reason": str(error)})
 
 
 def _emit(model: str, name: str, unit: MetricUnit, value: float) -> None:

@@ -228,3 +228,14 @@ def test_more_shards_are_written_to_by_more_at_once_and_known_to_whoever_writes(
     for resources, shards in ((off, 1), (on, "32")):
         for function in of_type(resources, "AWS::Lambda::Function").values():
             assert function["Environment"]["Variables"]["MARKSERVE_SHARDS"] == shards
+
+
+def test_ingestion_may_write_summaries_of_fleets_and_no_worker_record_and_neither_without_shards(on: Resources, off: Resources) -> None:
+    def on_instances(resources: Resources) -> list[dict[str, Any]]:
+        [policy] = resources["IngestRole"]["Properties"]["Policies"]
+        return [one for one in policy["PolicyDocument"]["Statement"] if one["Resource"] == {"Fn::GetAtt": ["InstancesTable", "Arn"]}]
+
+    assert on_instances(off) == []
+    read, write = on_instances(on)
+    assert (read["Action"], write["Action"]) == ("dynamodb:Query", "dynamodb:PutItem")
+    assert write["Condition"] == {"ForAllValues:StringLike": {"dynamodb:LeadingKeys": ["view#*"]}}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from markserve.adapters.dynamodb_instances import SHARDS_KNOWN_S, DynamoInstanceRegistry
 from markserve.adapters.memory import MemoryInstanceRegistry
 from markserve.core.cost import DYNAMODB_WRITE_BYTES
+from markserve.core.spillover import FleetView, PublishedView, fleet_view
 from markserve.core.types import Instance, InstanceState, WorkerStats
 from markserve.errors import StaleWrite
 from markserve.messages import encode
@@ -219,3 +221,40 @@ def test_heartbeat_is_one_write_unit(aws: Callable[[str], Any]) -> None:
     [item] = [i for i in client.scan(TableName="instances")["Items"] if i["sk"]["S"] == instance_id]
     size = sum(len(name) + len(value if isinstance(value, bytes) else value.encode()) for name, value in attributes(item))
     assert size <= DYNAMODB_WRITE_BYTES
+
+
+def a_view(**overrides: Any) -> FleetView:
+    fleet = [an_instance(instance_id=f"i-{n}") for n in range(3)]
+    return replace(fleet_view(fleet, NOW_S, 15.0), **overrides)
+
+
+def test_registry_returns_the_latest_view_that_was_published(registry: InstanceRegistry) -> None:
+    registry.publish_view("digits", a_view(versions=frozenset({"1", "2"}), ready_at_s=NOW_S + 9), at_s=NOW_S)
+    registry.publish_view("digits", a_view(queue_depth=8), at_s=NOW_S + 1)
+    registry.publish_view("other", a_view(versions=frozenset({"1", "2"}), ready_at_s=NOW_S + 9), at_s=NOW_S)
+
+    assert registry.published_view("digits") == PublishedView(at_s=NOW_S + 1, view=a_view(queue_depth=8))
+    assert registry.published_view("other") == PublishedView(at_s=NOW_S, view=a_view(versions=frozenset({"1", "2"}), ready_at_s=NOW_S + 9))
+    assert registry.published_view("unknown") is None
+    assert registry.list() == []
+
+
+def test_every_reader_finds_the_view_whichever_copy_it_keeps_to(aws: Callable[[str], Any]) -> None:
+    client = aws("dynamodb")
+    table = create_table(client, "instances")
+    DynamoInstanceRegistry(client, table, shards=8).publish_view("digits", a_view(), at_s=NOW_S)
+    copies = client.scan(TableName=table)["Items"]
+
+    for _ in range(40):
+        assert DynamoInstanceRegistry(client, table, shards=8).published_view("digits") == PublishedView(at_s=NOW_S, view=a_view())
+    assert len({item["pk"]["S"] for item in copies}) == len(copies) == 8
+
+
+def test_a_view_of_thousands_of_workers_is_one_small_read(aws: Callable[[str], Any]) -> None:
+    client = aws("dynamodb")
+    table = create_table(client, "instances")
+    fleet = [an_instance(instance_id=f"i-{n:017x}") for n in range(3000)]
+    DynamoInstanceRegistry(client, table).publish_view("digits", fleet_view(fleet, NOW_S, 15.0), at_s=NOW_S)
+
+    [item] = client.scan(TableName=table)["Items"]
+    assert len(item["view"]["B"]) < DYNAMODB_WRITE_BYTES - 200

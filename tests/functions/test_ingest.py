@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from markserve.core.tunables import Tunables
 from markserve.core.types import Tier
 from markserve.errors import DependencyUnavailable, Throttled, Transient
 from markserve.messages import ArrivalCounts, MetricsBatch, OutcomeCounts, SloAtRisk, encode
-from tests.builders import MODEL, NOW_S, a_metrics_batch, some_outcomes
+from tests.builders import MODEL, NOW_S, a_metrics_batch, an_instance, some_outcomes
 
 EVENTS = Path(__file__).resolve().parents[2] / "events"
 
@@ -252,11 +253,12 @@ def stack_in_aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "STACK_NAME": "markserve",
         "WINDOWS_TABLE": "windows",
         "CONTROL_TABLE": "control",
+        "INSTANCES_TABLE": "instances",
         "EVENT_BUS_NAME": "bus",
     }.items():
         monkeypatch.setenv(f"MARKSERVE_{name}", value)
     with mock_aws():
-        _create_tables(["windows", "control"])
+        _create_tables(["windows", "control", "instances"])
         boto3.client("events").create_event_bus(Name="bus")
         _forget_ports()
         yield
@@ -328,3 +330,44 @@ def test_ingest_handler_does_nothing_when_an_event_holds_no_messages() -> None:
     )
 
     assert handler({}, context) == {"batchItemFailures": []}  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("stack_in_aws")
+@pytest.mark.parametrize(("shards", "is_summarised"), [("1", False), ("4", True)])
+def test_ingest_handler_summarises_the_fleet_where_the_stack_has_shards(
+    shards: str, is_summarised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MARKSERVE_SHARDS", shards)
+    monkeypatch.setattr("functions.ingest.app._summary_tried_at_s", {})
+    _forget_ports()
+    now_s = time.time()
+    wiring.instances().put(an_instance(heartbeat_at_s=now_s))
+
+    deliver_one()
+
+    published = wiring.instances().published_view(MODEL)
+    assert (published is not None) is is_summarised
+    assert published is None or (published.view.serving_instances, published.at_s >= now_s) == (1, True)
+
+
+@pytest.mark.usefixtures("stack_in_aws")
+def test_ingest_handler_counts_a_delivery_when_the_fleet_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MARKSERVE_SHARDS", "4")
+    monkeypatch.setenv("MARKSERVE_INSTANCES_TABLE", "not-there")
+    monkeypatch.setattr("functions.ingest.app._summary_tried_at_s", {})
+    _forget_ports()
+
+    answer = deliver_one()
+
+    assert answer == {"batchItemFailures": []}
+    assert wiring.windows().arrivals(MODEL, since_s=NOW_S - 1, until_s=NOW_S + 1) == {NOW_S: 10}
+    assert "fleet not summarised" in caplog.text
+
+
+def deliver_one() -> dict[str, Any]:
+    context = SimpleNamespace(
+        function_name="markserve-ingest", memory_limit_in_mb=128, invoked_function_arn="arn:aws:lambda:::function", aws_request_id="r-1"
+    )
+    return handler({"Records": [{"messageId": "m", "body": encode(a_metrics_batch()).decode()}]}, context)  # type: ignore[arg-type]

@@ -3,10 +3,10 @@ import pytest
 from markserve.core.admitted_share import SHARE_MIN, AdmittedShare, revise_share, usable_rate_rps
 from markserve.core.lot import lot_of
 
-ONE = frozenset({"i-1"})
+ONE = "i-1"
 
 
-def revised(known: AdmittedShare, *, entered: int, at_s: float, usable_rps: float = 50.0, members: frozenset[str] = ONE) -> AdmittedShare:
+def revised(known: AdmittedShare, *, entered: int, at_s: float, usable_rps: float = 50.0, members: str = ONE) -> AdmittedShare:
     return revise_share(known, entered=entered, members=members, viewed_at_s=at_s, usable_rps=usable_rps)
 
 
@@ -48,7 +48,7 @@ def test_share_recovers_within_seconds_when_the_load_has_fallen() -> None:
 def test_share_follows_the_capacity_and_keeps_the_estimate_when_the_fleet_changes() -> None:
     before = after(30, offered_rps=200.0)
 
-    grown = revised(before, entered=7, at_s=(before.viewed_at_s or 0.0) + 1, usable_rps=100.0, members=frozenset({"i-1", "i-2"}))
+    grown = revised(before, entered=7, at_s=(before.viewed_at_s or 0.0) + 1, usable_rps=100.0, members="i-1 i-2")
 
     assert grown.offered_rps == before.offered_rps
     assert grown.share == pytest.approx(0.5, rel=0.02)

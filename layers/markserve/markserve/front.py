@@ -112,6 +112,7 @@ class Front:
         *,
         window_s: float,
         heartbeat_timeout_s: float,
+        reads_summaries: bool = False,
         now_s: Callable[[], float],
         sleep: Callable[[float], None],
         new_id: Callable[[], str],
@@ -120,7 +121,13 @@ class Front:
         self._now_s = now_s
         self._sleep = sleep
         self._new_id = new_id
-        self.view = FrontView(models=ports.models, instances=ports.instances, heartbeat_timeout_s=heartbeat_timeout_s, now_s=now_s)
+        self.view = FrontView(
+            models=ports.models,
+            instances=ports.instances,
+            heartbeat_timeout_s=heartbeat_timeout_s,
+            reads_summaries=reads_summaries,
+            now_s=now_s,
+        )
         self.metrics = MetricsBuffer(ports.metrics, window_s=window_s, new_id=new_id)
 
     def choose(self, model: str, version: str | None, *, client: str, idempotency_key: str | None) -> Chosen:

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from markserve.core.admitted_share import AdmittedShare, revise_share
 from markserve.core.estimators import DecayingQuantile
-from markserve.core.spillover import FleetView, fleet_view, usable_by
+from markserve.core.spillover import FleetView, PublishedView, fleet_view, usable_by
 from markserve.core.tunables import Tunables
 from markserve.core.types import Instance, Slo
 from markserve.errors import Transient
@@ -22,6 +22,8 @@ TRAFFIC_TTL_S = 10.0
 """A promotion or a rollback reaches every environment within this time."""
 FLEET_TTL_S = 1.0
 """Workers report once a second, so a fresher view would not know more."""
+SUMMARY_AGE_MAX_S = 5.0
+"""Beyond it nobody makes summaries: no front has reported for a while, or ingestion is behind. The workers themselves are read then."""
 
 REPLY_OVERHEAD_PRIOR_S = 0.02
 """A result's write and its read, about 5 ms each from within a region, with room for their tail; until measured."""
@@ -85,16 +87,32 @@ class _Cache(Generic[ValueT]):
 
 
 class FrontView:
-    """Cached reads of models and fleets, and what was measured of each model."""
+    """Cached reads of models and fleets, and what was measured of each model.
 
-    def __init__(self, *, models: ModelStore, instances: InstanceRegistry, heartbeat_timeout_s: float, now_s: Callable[[], float]) -> None:
+    Parameters
+    ----------
+    reads_summaries
+        Read the published summary of a fleet instead of all its workers: what a stack with shards does.
+    """
+
+    def __init__(
+        self,
+        *,
+        models: ModelStore,
+        instances: InstanceRegistry,
+        heartbeat_timeout_s: float,
+        reads_summaries: bool,
+        now_s: Callable[[], float],
+    ) -> None:
         self._models = models
         self._instances = instances
         self._heartbeat_timeout_s = heartbeat_timeout_s
+        self._reads_summaries = reads_summaries
         self._now_s = now_s
         self._records: _Cache[ModelRecord] = _Cache(ttl_s=RECORD_TTL_S, now_s=now_s)
         self._traffic: _Cache[Traffic] = _Cache(ttl_s=TRAFFIC_TTL_S, now_s=now_s)
         self._fleets: _Cache[list[Instance]] = _Cache(ttl_s=FLEET_TTL_S, now_s=now_s)
+        self._summaries: _Cache[PublishedView | None] = _Cache(ttl_s=FLEET_TTL_S, now_s=now_s)
         self._measured: dict[str, Measured] = {}
         self._keeps_reserve: dict[Hashable, bool] = {}
         self._admitted: dict[str, AdmittedShare] = {}
@@ -115,6 +133,10 @@ class FrontView:
 
     def fleet(self, model: str) -> FleetView:
         """Summarise the model's workers."""
+        if self._reads_summaries:
+            known = self._summaries.get(model, lambda: self._instances.published_view(model))
+            if known is not None and self._now_s() - known.at_s <= SUMMARY_AGE_MAX_S:
+                return known.view
         instances = self._fleets.get(model, lambda: self._instances.list(model, up_to_date=False))
         # Judged at every call: a worker that went silent stops counting even while its record is cached.
         return fleet_view(instances, self._now_s(), self._heartbeat_timeout_s)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from markserve.core.backtest import History, Rates
+from markserve.core.spillover import FleetView, PublishedView
 from markserve.core.tunables import Tunables
 from markserve.core.types import CapacityType, Instance, InstanceState, ObservedInstance, WorkerStats
 from markserve.errors import Transient
@@ -169,6 +170,12 @@ class InstanceRegistry(Protocol):
         Without `up_to_date`, what is returned may be some milliseconds old, and an instance may be missing for half a minute after
         its put: for readers that ask often, and about instances that serve.
         """
+
+    def publish_view(self, model: str, view: FleetView, *, at_s: float) -> None:
+        """Keep a summary of the model's fleet as of `at_s`, for the many who would read all of it."""
+
+    def published_view(self, model: str) -> PublishedView | None:
+        """Return the latest summary, perhaps some milliseconds late; None when there never was one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,12 +8,12 @@ Table         Partition key       Sort key  Partition key values
 models        `pk` (String)       `sk` (S)  `model#<name>`, `models`
 windows       `pk` (String)       `sk` (S)  `<model>#arrivals`, `<model>#outcomes`, `ticks`, `batch#<id>`, `shards`
 control       `pk` (String)       `sk` (S)  `forecast#<model>`, `plan`, `decisions`, `claims`
-instances     `pk` (String)       `sk` (S)  `model#<name>`, `instance#<id>`, `models`
+instances     `pk` (String)       `sk` (S)  `model#<name>`, `instance#<id>`, `models`, `view#...`
 results       `request_id` (S)    none      the request's id
 ============  ==================  ========  ===========================================================
 
-Where the stack has more than one shard, `<model>#arrivals`, `<model>#outcomes` and `model#<name>` are followed by `#<shard>`, except in
-shard 0: a stack that never had more reads and writes what it always did.
+Where the stack has more than one shard, `<model>#arrivals`, `<model>#outcomes`, `model#<name>` and `view#<name>` are followed
+by `#<shard>`, except in shard 0: a stack that never had more reads and writes what it always did.
 
 A conditional write whose response is lost is retried by the SDK and then fails its own condition. Every such write
 here carries a fresh `write_id`, and accepts the item that holds it, so that a retry reports the truth.
@@ -104,10 +104,10 @@ class Table:
         self.name = name
         self._sleep = sleep
 
-    def get(self, key: Mapping[str, str]) -> Item | None:
-        """Return the item, or None."""
+    def get(self, key: Mapping[str, str], *, consistent: bool = True) -> Item | None:
+        """Return the item, or None. A read that need not be `consistent` costs half, and may be some milliseconds behind."""
         try:
-            response = self._client.get_item(TableName=self.name, Key=_key(key), ConsistentRead=True)
+            response = self._client.get_item(TableName=self.name, Key=_key(key), ConsistentRead=consistent)
         except (ClientError, BotoCoreError) as error:
             raise _translate(error, self.name) from error
         return response.get("Item")

@@ -1,16 +1,18 @@
 """`InstanceRegistry` on DynamoDB.
 
 Keys: `model#<name>` / instance id holds the instance; `instance#<id>` / `model` says whose it is; `models` / name
-lists the models that ever had one. A front reads its own model's partition only, and a heartbeat is one write of less than 1 KiB; one
-partition takes 1,000 of them a second.
+lists the models that ever had one; `view#<name>` / `view` is the published summary of a fleet. A front reads its own model's
+partition only, and a heartbeat is one write of less than 1 KiB; one partition takes 1,000 of them a second.
 
 Where that is not enough, a model's instances are spread over shards, each a partition of its own. `instance#<id>` also says
 in which one an instance is, and `models` / name which ones a model ever had, so that nobody needs to know how many there are to be.
+The summary has a copy in each shard, and a reader keeps to one of them: 3,000 of the smallest reads a second and partition are a limit too.
 """
 
 from __future__ import annotations
 
 import builtins
+import random
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from markserve.adapters.dynamodb import Item, Table, expiry, new_write_id, number, shard_key, text
+from markserve.core.spillover import FleetView, PublishedView
 from markserve.core.types import Instance, InstanceState, WorkerStats
 from markserve.errors import StaleWrite
 from markserve.messages import encode
@@ -43,8 +46,10 @@ INSTANTS = ("running_at_s", "serving_at_s", "drain_at_s", "terminated_at_s", "he
 COUNTERS = ("missed_cycles", "unwanted_cycles")
 SHARDS_KNOWN_S = 30.0
 """How long a reader that need not be up to date keeps a model's shards: a new instance takes longer to serve."""
-PARALLEL_READS = 16
-"""Shards read at once."""
+PARALLEL_CALLS = 16
+"""Shards read, or written, at once."""
+VIEW_RETENTION_S = 3600.0
+"""Who reads a summary refuses one that is seconds old; the rest is for people who look."""
 
 
 class DynamoInstanceRegistry:
@@ -63,6 +68,7 @@ class DynamoInstanceRegistry:
     ) -> None:
         self._table = Table(client, table_name)
         self._shards = shards
+        self._own_shard = random.randrange(shards)  # noqa: S311  # spreads readers, no secret
         self._monotonic_s = monotonic_s
         self._partition_of: dict[str, str] = {}
         """An instance never changes its model or shard, so what was looked up once stays true."""
@@ -136,9 +142,19 @@ class DynamoInstanceRegistry:
         if len(keys) == 1:
             found = [self._read(keys[0], up_to_date)]
         else:
-            with ThreadPoolExecutor(max(1, min(len(keys), PARALLEL_READS))) as readers:
+            with ThreadPoolExecutor(max(1, min(len(keys), PARALLEL_CALLS))) as readers:
                 found = builtins.list(readers.map(lambda key: self._read(key, up_to_date), keys))
         return sorted((i for instances in found for i in instances), key=lambda i: (i.requested_at_s, i.instance_id))
+
+    def publish_view(self, model: str, view: FleetView, *, at_s: float) -> None:
+        body = {"sk": text("view"), "at_s": number(at_s), "view": {"B": encode(view)}, "expires_at_s": expiry(at_s + VIEW_RETENTION_S)}
+        items = [{"pk": text(shard_key(f"view#{model}", shard))} | body for shard in range(self._shards)]
+        with ThreadPoolExecutor(min(len(items), PARALLEL_CALLS)) as writers:
+            builtins.list(writers.map(self._table.put, items))
+
+    def published_view(self, model: str) -> PublishedView | None:
+        item = self._table.get({"pk": shard_key(f"view#{model}", self._own_shard), "sk": "view"}, consistent=False)
+        return PublishedView(at_s=float(item["at_s"]["N"]), view=msgspec.json.decode(item["view"]["B"], type=FleetView)) if item else None
 
     def _read(self, partition: str, up_to_date: bool) -> builtins.list[Instance]:
         return [_instance(item) for item in self._table.query(partition, consistent=up_to_date)]

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import msgspec
 
+from markserve.core.spillover import FleetView, PublishedView
 from markserve.core.types import Instance, InstanceState, WorkerStats
 from markserve.errors import InvalidRequest, PayloadTooLarge, StaleWrite, Transient, UnknownModel
 from markserve.messages import (
@@ -261,6 +262,7 @@ class MemoryInstanceRegistry:
 
     def __init__(self, *instances: Instance) -> None:
         self._instances: dict[str, Instance] = {instance.instance_id: instance for instance in instances}
+        self._views: dict[str, PublishedView] = {}
         self._lock = threading.Lock()
 
     def put(self, instance: Instance) -> None:
@@ -296,6 +298,14 @@ class MemoryInstanceRegistry:
         with self._lock:
             chosen = [i for i in self._instances.values() if model is None or i.model == model]
         return sorted(chosen, key=lambda i: (i.requested_at_s, i.instance_id))
+
+    def publish_view(self, model: str, view: FleetView, *, at_s: float) -> None:
+        with self._lock:
+            self._views[model] = PublishedView(at_s=at_s, view=view)
+
+    def published_view(self, model: str) -> PublishedView | None:
+        with self._lock:
+            return self._views.get(model)
 
 
 def _stamp(instance: Instance, *, at_s: float, reason: str) -> Instance:

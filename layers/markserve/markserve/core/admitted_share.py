@@ -32,8 +32,8 @@ class AdmittedShare:
     usable_rps: float = math.inf
     entered: int = 0
     """Requests that had ever entered the queue, by the last view."""
-    members: frozenset[str] = frozenset()
-    """Workers that this count is of."""
+    members: str = ""
+    """Fingerprint of the workers that this count is of."""
     viewed_at_s: float | None = None
 
     @property
@@ -73,7 +73,7 @@ def usable_rate_rps(*, servers: int, service_rate_rps: float, batch_latency_s: f
     return service_rate_rps * utilization_bound(servers, batch_size, waits, late_share_max)
 
 
-def revise_share(known: AdmittedShare, *, entered: int, members: frozenset[str], viewed_at_s: float, usable_rps: float) -> AdmittedShare:
+def revise_share(known: AdmittedShare, *, entered: int, members: str, viewed_at_s: float, usable_rps: float) -> AdmittedShare:
     """Work the share out anew after one more view of the fleet.
 
     Nobody counts what arrives at all fronts, but workers count what they have finished with and hold, and the queue what waits.
@@ -93,7 +93,7 @@ def revise_share(known: AdmittedShare, *, entered: int, members: frozenset[str],
     Parameters
     ----------
     entered
-        Finished, given up, failed, held by `members`, and waiting in the queue.
+        Finished, given up, failed, held by the workers of this fingerprint, and waiting in the queue.
     viewed_at_s
         When that was so.
 
@@ -102,7 +102,7 @@ def revise_share(known: AdmittedShare, *, entered: int, members: frozenset[str],
     >>> share = AdmittedShare()
     >>> for second in range(20):
     ...     entered = share.entered + round(80 * share.share)
-    ...     share = revise_share(share, entered=entered, members=frozenset({"i-1"}), viewed_at_s=float(second), usable_rps=50.0)
+    ...     share = revise_share(share, entered=entered, members="i-1", viewed_at_s=float(second), usable_rps=50.0)
     >>> share.reason
     '62% are admitted, as workers can use 50.0 of 80.0 rps'
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -46,8 +47,8 @@ class FleetView:
     """When the next starting instance should serve; None when none is starting, or those that are, are overdue."""
     entered: int = 0
     """Requests that the serving instances have finished, given up, failed or hold, and those in the queue."""
-    members: frozenset[str] = frozenset()
-    """The serving instances."""
+    members: str = ""
+    """Fingerprint of the serving instances: it stays the same for as long as they do."""
     viewed_at_s: float | None = None
     """Latest heartbeat of any of them; None for a view of this moment."""
 
@@ -87,6 +88,14 @@ class FleetView:
         """
         age_s = 0.0 if self.viewed_at_s is None else max(0.0, now_s - self.viewed_at_s)
         return max(0.0, self.wait_s - age_s)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishedView:
+    """A view that one process made for all."""
+
+    at_s: float
+    view: FleetView
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,9 +149,14 @@ def fleet_view(instances: Iterable[Instance], now_s: float, heartbeat_timeout_s:
         versions=_versions([i.stats.versions for i in serving]),
         ready_at_s=min((at_s for at_s in starting if at_s >= now_s), default=None),
         entered=sum(_entered(i.stats) for i in serving) + (latest.stats.queue_depth if latest else 0),
-        members=frozenset(i.instance_id for i in serving),
+        members=_fingerprint(i.instance_id for i in serving),
         viewed_at_s=latest.heartbeat_at_s if latest else None,
     )
+
+
+def _fingerprint(instance_ids: Iterable[str]) -> str:
+    """Digest a set of ids: a fleet of thousands is compared, stored and read as 16 bytes."""
+    return hashlib.blake2b("\n".join(sorted(instance_ids)).encode(), digest_size=8).hexdigest()
 
 
 def _entered(stats: WorkerStats) -> int:
