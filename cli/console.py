@@ -27,7 +27,7 @@ EXIT_CODES = {
     FAILED: "not done, or a promise was broken: a request unanswered, an objective missed, a check failed; standard error says which",
     BAD_USAGE: "bad input: an option, a value, or a name of something that does not exist; nothing was changed",
     NOT_RUNNING: "there is nothing to work on: no local system runs, or there is no stack of that name",
-    INTERRUPTED: "interrupted from the keyboard",
+    INTERRUPTED: "interrupted, from the keyboard or by SIGTERM",
 }
 """What every command ends with."""
 

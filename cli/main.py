@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import signal
+import threading
 from typing import Annotated
 
 import typer
@@ -110,6 +112,9 @@ def main(
 ) -> None:
     """Take the options that stand before a command."""
     del version
+    if threading.current_thread() is threading.main_thread():
+        # What ends a command from outside (a time limit, a CI job's end) is to leave nothing running either.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 if __name__ == "__main__":

@@ -265,7 +265,8 @@ def test_bucket_is_encrypted_and_not_public() -> None:
 def statements() -> list[tuple[str, dict[str, Any]]]:
     roles = [(name, policy["PolicyDocument"]) for name, role in of_type("AWS::IAM::Role").items() for policy in role["Policies"]]
     managed = [(name, policy["PolicyDocument"]) for name, policy in of_type("AWS::IAM::ManagedPolicy").items()]
-    return [(name, statement) for name, document in roles + managed for statement in document["Statement"]]
+    with_options = [(name, statement) for name, document in roles + managed for statement in document["Statement"]]
+    return [(name, statement["Fn::If"][1] if "Fn::If" in statement else statement) for name, statement in with_options]
 
 
 def listed(value: Any) -> list[Any]:

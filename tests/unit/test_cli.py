@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -344,3 +347,35 @@ def test_infer_refuses_what_is_no_picture_or_takes_none(api: Api, tmp_path: Path
     assert_fails(markserve("infer", "digits", str(tmp_path / "x.png"), "--endpoint", api.url), 2, "is not a picture")
     with pytest.raises(Problem, match="does not take pictures"):
         read_picture(tmp_path / "x.png", {"name": "text", "shape": [-1, 7], "datatype": "INT64"}, white=None)
+
+
+WAITING = """
+import time
+from cli.console import explained
+from cli.main import app
+
+@app.command()
+@explained()
+def wait() -> None:
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        print("cleaned up", flush=True)
+
+app(["wait"])
+"""
+
+
+def test_a_command_that_is_terminated_from_outside_cleans_up_first() -> None:
+    process = subprocess.Popen(  # noqa: S603  # the text above
+        [sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=30)
+
+    assert (stdout, process.returncode) == ("cleaned up\n", 130)
+    assert "interrupted" in stderr
