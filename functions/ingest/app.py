@@ -19,8 +19,9 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from markserve import wiring
 from markserve.core.slo import SloAssessment, SloWindow, assess
 from markserve.errors import InvalidRequest, Transient
-from markserve.messages import DecisionRecord, MetricsBatch, OutcomeCounts, SloAtRisk, decode
+from markserve.messages import DecisionRecord, MetricsBatch, OutcomeCounts, SloAtRisk, decode, from_plain
 from markserve.ports import ControlStore, EventPublisher, ParameterSource, WindowStore
+from markserve.refusals import log_refusal, refusing
 from markserve.telemetry import (
     ARRIVALS,
     BATCHES_APPLIED,
@@ -34,6 +35,7 @@ from markserve.telemetry import (
     metrics,
     tracer,
 )
+from markserve.triggers import Delivery, QueueMessage
 
 RETENTION_S = 15 * 86400.0
 """Two weeks of history to train on, and a day in case a training is late."""
@@ -50,14 +52,6 @@ _judged_at_s: dict[str, float] = {}
 """When this environment judged a model last."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
-    """One message of the metrics queue."""
-
-    message_id: str
-    body: str
-
-
 @dataclass(kw_only=True, slots=True)
 class Ingested:
     """What came of one delivery."""
@@ -71,7 +65,7 @@ class Ingested:
 
 
 def run(
-    reports: Sequence[Report],
+    reports: Sequence[QueueMessage],
     *,
     windows: WindowStore,
     control: ControlStore,
@@ -86,12 +80,12 @@ def run(
     """Add each report's counts to their windows once, then judge the objective of every model they touch and that is due."""
     result = Ingested()
     touched: set[str] = set()
-    read: list[tuple[Report, MetricsBatch]] = []
+    read: list[tuple[QueueMessage, MetricsBatch]] = []
     for report in reports:
         try:
             read.append((report, decode(report.body, MetricsBatch)))
         except InvalidRequest as error:
-            logger.error("unreadable metrics, left to the dead-letter queue", extra={"message_id": report.message_id, "reason": str(error)})
+            log_refusal("metrics report", error, message_id=report.message_id)
             result.unreadable += 1
             result.failed_ids.append(report.message_id)
     outcomes = windows.apply([batch for _, batch in read], expires_at_s=now_s + RETENTION_S)
@@ -176,8 +170,10 @@ def _slo_window(counts: OutcomeCounts) -> SloWindow:
 @metrics.log_metrics
 def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:  # noqa: ARG001
     """Ingest one delivery of the metrics queue; return the messages to be delivered again."""
+    with refusing("ingest event"):
+        delivery = from_plain(event, Delivery)
     result = run(
-        [Report(message_id=record["messageId"], body=record["body"]) for record in event.get("Records", ())],
+        delivery.messages,
         windows=wiring.windows(),
         control=wiring.control(),
         events=wiring.events(),

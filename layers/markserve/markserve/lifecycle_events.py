@@ -10,7 +10,7 @@ import msgspec
 from markserve.core.lifecycle import observe_cloud_state
 from markserve.core.types import CapacityType, Instance, InstanceState
 from markserve.lifecycle_context import ALREADY_STARTED, DRY_POOL_S, LifecycleContext, Outcome
-from markserve.messages import InstanceDrained, InstanceInterrupted, InstanceReady, decode, encode, from_plain
+from markserve.messages import Id, InstanceDrained, InstanceInterrupted, InstanceReady, Name, from_plain
 from markserve.telemetry import logger
 
 INTERRUPTION_MEMORY_S = 600.0
@@ -20,8 +20,8 @@ INTERRUPTION_MEMORY_S = 600.0
 class Notification(msgspec.Struct, frozen=True, kw_only=True):
     """An EventBridge event, as far as it is read here."""
 
-    source: str
-    detail_type: str = msgspec.field(name="detail-type")
+    source: Name
+    detail_type: Name = msgspec.field(name="detail-type")
     detail: dict[str, Any]
 
 
@@ -32,8 +32,8 @@ class Ec2Detail(msgspec.Struct, frozen=True, kw_only=True):
     .../monitoring-instance-state-changes.html
     """
 
-    instance_id: str = msgspec.field(name="instance-id")
-    state: str = ""
+    instance_id: Id = msgspec.field(name="instance-id")
+    state: Name = ""
 
 
 def _of_ours(detail: Mapping[str, Any], ctx: LifecycleContext) -> tuple[Ec2Detail, Instance | None]:
@@ -108,7 +108,7 @@ def _ask_for_replacement(instance: Instance, notice: str, ctx: LifecycleContext)
 
 
 def _follow_ready(detail: Mapping[str, Any], ctx: LifecycleContext) -> Outcome:
-    ready = decode(encode(detail), InstanceReady)
+    ready = from_plain(detail, InstanceReady)
     instance = ctx.find(ready.instance_id)
     if instance is None:
         return _not_ours(ready.instance_id)
@@ -120,7 +120,7 @@ def _follow_ready(detail: Mapping[str, Any], ctx: LifecycleContext) -> Outcome:
 
 
 def _follow_drained(detail: Mapping[str, Any], ctx: LifecycleContext) -> Outcome:
-    drained = decode(encode(detail), InstanceDrained)
+    drained = from_plain(detail, InstanceDrained)
     instance = ctx.find(drained.instance_id)
     if instance is None:
         return _not_ours(drained.instance_id)
