@@ -50,20 +50,25 @@ class Function:
 
 
 @contextmanager
-def listening() -> Iterator[list[logging.LogRecord]]:
-    """Collect what is logged as a warning or worse."""
+def listening(level: int = logging.WARNING) -> Iterator[list[logging.LogRecord]]:
+    """Collect what is logged at a level or above."""
     lines: list[logging.LogRecord] = []
 
     class Ear(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             lines.append(record)
 
-    ear = Ear(level=logging.WARNING)
+    ear = Ear(level=level)
     logger.addHandler(ear)
     try:
         yield lines
     finally:
         logger.removeHandler(ear)
+
+
+def written(line: logging.LogRecord) -> str:
+    """What a line looks like in CloudWatch Logs."""
+    return logger.registered_formatter.format(line)
 
 
 @contextmanager
