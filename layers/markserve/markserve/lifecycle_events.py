@@ -15,6 +15,8 @@ from markserve.telemetry import logger
 
 INTERRUPTION_MEMORY_S = 600.0
 """A notice is acted on once; two minutes later the instance is gone."""
+READY_MEMORY_S = 86_400.0
+"""An instance comes to serve once; EventBridge gives up on an event after a day."""
 
 
 class Notification(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,16 +52,18 @@ def _follow_state(detail: Mapping[str, Any], ctx: LifecycleContext) -> Outcome:
     changed, instance = _of_ours(detail, ctx)
     if instance is None:
         return _not_ours(changed.instance_id)
+    ignored = Outcome(event="event_ignored", reason=f"{instance.instance_id} is {instance.state}: {changed.state} changes nothing", count=0)
     decision = observe_cloud_state(instance, changed.state)
-    if decision is None or decision.state is None or not ctx.transition(instance.instance_id, decision.state, decision.reason):
-        return Outcome(
-            event="event_ignored", reason=f"{instance.instance_id} is {instance.state}: {changed.state} changes nothing", count=0
-        )
+    if decision is None or decision.state is None:
+        return ignored
     if decision.state is InstanceState.FAILED:
-        # Capacity is gone without a drain: a spot interruption whose notice was lost, or somebody's hand.
+        # Capacity is gone without a drain: a spot interruption whose notice was lost, or somebody's hand. Said before it is recorded:
+        # a retry of this event would find nothing left to do.
         if instance.offering.capacity_type is CapacityType.SPOT:
             ctx.mark_dry(instance.offering)
         _ask_for_replacement(instance, f"state_{changed.state}", ctx)
+    if not ctx.transition(instance.instance_id, decision.state, decision.reason):
+        return ignored
     outcome = Outcome(event=f"instance_{decision.state}", reason=decision.reason)
     return ctx.log(outcome, model=instance.model, subject=instance.instance_id)
 
@@ -101,9 +105,11 @@ def _ended_long_ago(instance: Instance, ctx: LifecycleContext) -> bool:
 
 
 def _ask_for_replacement(instance: Instance, notice: str, ctx: LifecycleContext) -> bool:
-    if not ctx.control.claim(f"interrupted/{instance.instance_id}", now_s=ctx.now_s, for_s=INTERRUPTION_MEMORY_S):
+    name = f"interrupted/{instance.instance_id}"
+    if ctx.is_done(name):
         return False
     ctx.events.publish(InstanceInterrupted(model=instance.model, instance_id=instance.instance_id, at_s=ctx.now_s, notice=notice))
+    ctx.mark_done(name, for_s=INTERRUPTION_MEMORY_S)
     return True
 
 
@@ -113,10 +119,16 @@ def _follow_ready(detail: Mapping[str, Any], ctx: LifecycleContext) -> Outcome:
     if instance is None:
         return _not_ours(ready.instance_id)
     # The worker has recorded this itself, unless that write was lost.
-    ctx.transition(ready.instance_id, InstanceState.SERVING, "the worker reports that it serves")
+    if not ctx.transition(ready.instance_id, InstanceState.SERVING, "the worker reports that it serves"):
+        instance = ctx.find(ready.instance_id) or instance
+    name = f"serving/{ready.instance_id}"
+    if instance.state not in ALREADY_STARTED or ctx.is_done(name):
+        return Outcome(event="event_ignored", reason=f"{ready.instance_id} is {instance.state} already", count=0)
     took_s = ready.at_s - instance.requested_at_s
     outcome = Outcome(event="instance_serving", reason=f"serves {took_s:.1f} s after its request")
-    return ctx.log(outcome, model=ready.model, subject=ready.instance_id, launch_s=round(took_s, 3), offering=instance.offering.key)
+    ctx.log(outcome, model=ready.model, subject=ready.instance_id, launch_s=round(took_s, 3), offering=instance.offering.key)
+    ctx.mark_done(name, for_s=READY_MEMORY_S)
+    return outcome
 
 
 def _follow_drained(detail: Mapping[str, Any], ctx: LifecycleContext) -> Outcome:
