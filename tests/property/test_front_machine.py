@@ -7,6 +7,7 @@ computes, is slow, at its limit, broken or off; fronts that ask at once; a table
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -30,6 +31,13 @@ SPILLING = {
 }
 LIMITS = Tunables(rt_max_s=0.2)
 POSITIONS = st.integers(0, 10_000)
+ATTEMPTS: dict[str, st.SearchStrategy[Any]] = {
+    "client": st.sampled_from(CLIENTS),
+    "key": st.sampled_from(KEYS),
+    "body": st.sampled_from(BODIES),
+    "front": st.sampled_from([0, 1]),
+    "deferred": st.booleans(),
+}
 
 
 def value_of(client: str, body: int) -> float:
@@ -107,24 +115,16 @@ class FrontMachine(RuleBasedStateMachine):
         event = a_triton_event(image=an_image(value_of(client, body)), headers=headers, client=client)
         self.judge(self.world.ask(event, front=self.fronts[front]), use, client=client, body=body)
 
-    attempts = {
-        "client": st.sampled_from(CLIENTS),
-        "key": st.sampled_from(KEYS),
-        "body": st.sampled_from(BODIES),
-        "front": st.sampled_from([0, 1]),
-        "deferred": st.booleans(),
-    }
-
-    @rule(**attempts)
+    @rule(**ATTEMPTS)
     def request_is_sent(self, client: str, key: str, body: int, front: int, deferred: bool) -> None:
         self.ask(client, key, body, front, deferred)
 
-    @rule(other=st.fixed_dictionaries(attempts), delay_s=st.sampled_from([0.0, 0.01, 0.09, 0.15, 1.0]), **attempts)
+    @rule(other=st.fixed_dictionaries(ATTEMPTS), delay_s=st.sampled_from([0.0, 0.01, 0.09, 0.15, 1.0]), **ATTEMPTS)
     def request_is_sent_while_another_is_under_way(
-        self, other: dict[str, object], delay_s: float, client: str, key: str, body: int, front: int, deferred: bool
+        self, other: dict[str, Any], delay_s: float, client: str, key: str, body: int, front: int, deferred: bool
     ) -> None:
         other["front"] = 1 - front  # an environment serves one request at a time
-        self.world.clock.after(delay_s, lambda: self.ask(**other))  # type: ignore[arg-type]
+        self.world.clock.after(delay_s, lambda: self.ask(**other))
         self.ask(client, key, body, front, deferred)
         self.world.clock.sleep(delay_s)
 
