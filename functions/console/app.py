@@ -40,7 +40,7 @@ def run(event: object) -> dict[str, Any]:
         logger.exception("request failed")
         response = HttpResponse(status=500, body=b'{"error":"internal error"}')
     facts = dict(response.facts)
-    told = {"method": request.method, "path": request.path[:200], "status": response.status, **facts}
+    told: dict[str, Any] = {"method": request.method, "path": request.path[:200], "status": response.status, **facts}
     logger.info(str(told.pop("audit", "request")), extra=told)
     return response.to_event()
 

@@ -6,12 +6,13 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 import functions.api.app as api
 import functions.authorizer.app as authorizer
@@ -24,7 +25,9 @@ import functions.spillover.app as spillover
 from markserve import wiring
 from markserve.adapters.memory import MemoryBlobStore, MemoryModelRunner, MemoryModelStore
 from markserve.adapters.memory_clients import MemoryClientStore
+from markserve.errors import InvalidRequest
 from markserve.messages import ClientRecord
+from markserve.protocol.http import request_from_event
 from markserve.telemetry import logger
 from tests.builders import a_model_record, an_instance
 from tests.console.scene import Scene
@@ -129,8 +132,19 @@ def _authorizer(patch: pytest.MonkeyPatch) -> Function:
 
 def _api(patch: pytest.MonkeyPatch) -> Function:
     world = test_api.World()
+    record = a_model_record()
+    image, logits = replace(record.inputs[0], shape=(-1, 1, 8, 8)), replace(record.outputs[0], name="logits")
+    world.models.put(replace(record, inputs=(image,), outputs=(logits,)))
     patch.setattr(api, "_front", lambda: world.front)
-    return Function(handler=api.handler, stores=(world.results, world.blobs, world.models, world.metrics, SimpleNamespace(sent=world.sent)))
+
+    def at_its_instant(event: Any, context: Any) -> dict[str, Any]:
+        with suppress(InvalidRequest):
+            world.clock.now_s = request_from_event(event).arrival_at_s
+        return api.handler(event, context)
+
+    return Function(
+        handler=at_its_instant, stores=(world.results, world.blobs, world.models, world.metrics, SimpleNamespace(sent=world.sent))
+    )
 
 
 def _console(patch: pytest.MonkeyPatch) -> Function:

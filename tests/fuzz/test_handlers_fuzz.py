@@ -189,7 +189,7 @@ BAD_REPORTS += [
     encode({**plain(a_metrics_batch()), **wrong}).decode() for wrong in ({"schema_version": 99}, {"batch_id": ""}, {"batch_id": LONG})
 ]
 BAD_REPORTS += [
-    encode({**plain(a_metrics_batch()), "arrivals": [{"model": "digits", "window_at_s": at_s, "count": count}]}).decode()
+    json.dumps({**plain(a_metrics_batch()), "arrivals": [{"model": "digits", "window_at_s": at_s, "count": count}]})
     for at_s, count in ((1e300, 1), (-5.0, 1), (0.0, -1), (0.0, 10**12), (0.0, 2**70), (0.0, 1.5), ("now", 1))
 ]
 

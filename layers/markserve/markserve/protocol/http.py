@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,9 @@ from markserve.errors import InvalidRequest, PayloadTooLarge
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
 """API Gateway's own limit; it also bounds what a compressed body may expand to."""
+
+EPOCH_END_MS = 1e14
+"""Of instants that are taken; beyond, a float no longer tells milliseconds apart."""
 
 ANONYMOUS = "anonymous"
 
@@ -119,7 +121,7 @@ def request_from_event(event: Any) -> HttpRequest:
 
 
 def _instant_s(epoch_ms: float) -> float:
-    if not 0 <= epoch_ms < math.inf:
+    if not 0 <= epoch_ms < EPOCH_END_MS:
         raise ValueError(f"timeEpoch {epoch_ms}")
     return epoch_ms / 1000
 
