@@ -23,7 +23,7 @@ REASON_MAX_CHARACTERS = 300
 Name = Annotated[str, msgspec.Meta(max_length=NAME_MAX_CHARACTERS)]
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_MAX_CHARACTERS)]
 Seconds = Annotated[float, msgspec.Meta(gt=-1e11, lt=1e11)]
-"""A number: infinity is valid to a decoder, and would be null when it is written again."""
+"""Of a size at which a clock still tells differences: an absurd one must not become a wait."""
 Instant = Annotated[float, msgspec.Meta(ge=0, lt=1e11)]
 """Seconds since the epoch, of at most the eleven digits that sort keys are padded to."""
 
