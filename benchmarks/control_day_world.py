@@ -43,6 +43,7 @@ from markserve.messages import (
 )
 from markserve.settings import Settings
 from markserve.telemetry import metrics
+from markserve.triggers import QueueMessage
 
 BEGIN_S = 1_700_006_400.0
 """Midnight, UTC."""
@@ -117,7 +118,7 @@ class Day:
             zones=ZONES,
             prices={("c5.large", CapacityType.SPOT, zone): price for zone, price in zip(ZONES, (0.034, 0.036, 0.039), strict=True)},
         )
-        self._delayed: deque[tuple[int, ingest.Report]] = deque()
+        self._delayed: deque[tuple[int, QueueMessage]] = deque()
         self._truth: Counter[float] = Counter()
         self._doubtful: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
@@ -223,7 +224,7 @@ class Day:
         self._delayed = deque((due, report) for due, report in self._delayed if due > minute)
         self._deliver([*on_time, *late])
 
-    def _report(self, at_s: float, front: int, count: int, served: int) -> ingest.Report:
+    def _report(self, at_s: float, front: int, count: int, served: int) -> QueueMessage:
         spilled = count - served
         batch = MetricsBatch(
             batch_id=f"{front}/{at_s}",
@@ -234,9 +235,9 @@ class Day:
                 OutcomeCounts(model=MODEL, window_at_s=at_s, tier=Tier.LAMBDA, ok=spilled, within_slo=spilled),
             ),
         )
-        return ingest.Report(message_id=batch.batch_id, body=encode(batch).decode())
+        return QueueMessage(message_id=batch.batch_id, body=encode(batch).decode())
 
-    def _deliver(self, reports: list[ingest.Report]) -> None:
+    def _deliver(self, reports: list[QueueMessage]) -> None:
         for start in range(0, len(reports), 10):
             done = ingest.run(
                 reports[start : start + 10],
@@ -270,7 +271,7 @@ class Day:
         )
         metrics.clear_metrics()  # the handler would print them; nobody watches this day
         for batch in self.sink.batches:
-            self._deliver([ingest.Report(message_id=batch.batch_id, body=encode(batch).decode())])
+            self._deliver([QueueMessage(message_id=batch.batch_id, body=encode(batch).decode())])
         self.sink.batches.clear()
 
     def _plan(self, trigger: str) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator
 
 from chaos.runner import forget_dry_pools
-from chaos.scenario import scenario
+from chaos.scenario import FLOOR_ALL, FLOOR_ONE, scenario
 from chaos.stage import WORKERS, Stage
 from local.faults import Fault
 
@@ -16,7 +16,7 @@ BLACK_HOLE = ("sleep", "600")
 """A machine that boots and never serves."""
 
 
-@scenario("spot-pools-dry", family=3)
+@scenario("spot-pools-dry", family=3, floor=FLOOR_ONE)
 def spot_pools_dry(stage: Stage) -> Generator[None, None, None]:
     """Every spot pool is out of capacity when a worker dies; the replacement is bought on demand."""
     stage.ec2_faults(Fault(action="ec2:CreateFleet", effect="dry", mentions="DefaultTargetCapacityType=spot", code=DRY))
@@ -26,7 +26,7 @@ def spot_pools_dry(stage: Stage) -> Generator[None, None, None]:
     stage.wait("a dry pool is noticed", lambda: stage.events("capacity_unavailable", since_s=since_s), within_s=40.0)
 
 
-@scenario("all-pools-dry", family=3, hold_s=18.0, recover_within_s=60.0)
+@scenario("all-pools-dry", family=3, hold_s=18.0, recover_within_s=60.0, floor=FLOOR_ALL)
 def all_pools_dry(stage: Stage) -> Generator[None, None, None]:
     """Every pool of every type is dry while all workers die; Lambda serves for as long as that lasts."""
     stage.ec2_faults(Fault(action="ec2:CreateFleet", effect="dry", code=DRY))
@@ -37,7 +37,7 @@ def all_pools_dry(stage: Stage) -> Generator[None, None, None]:
     stage.note("pools are set aside for 3 minutes, which this scenario does not wait for")
 
 
-@scenario("partial-fulfilment", family=3)
+@scenario("partial-fulfilment", family=3, floor=FLOOR_ALL)
 def partial_fulfilment(stage: Stage) -> Generator[None, None, None]:
     """Every fleet request gets one instance, however many it asks for; the rest comes from other pools."""
     stage.ec2_faults(Fault(action="ec2:CreateFleet", effect="partial"))
@@ -45,7 +45,7 @@ def partial_fulfilment(stage: Stage) -> Generator[None, None, None]:
     yield
 
 
-@scenario("ec2-throttled", family=3, hold_s=15.0, recover_within_s=60.0)
+@scenario("ec2-throttled", family=3, hold_s=15.0, recover_within_s=60.0, floor=FLOOR_ONE)
 def ec2_throttled(stage: Stage) -> Generator[None, None, None]:
     """EC2 refuses two of three calls for 15 s while a worker dies; the control cycle goes on trying."""
     stage.ec2_faults(Fault(action="ec2:*", effect="error", share=0.67, code=THROTTLED, status=503))
@@ -54,7 +54,7 @@ def ec2_throttled(stage: Stage) -> Generator[None, None, None]:
     stage.ec2_faults()
 
 
-@scenario("launch-never-serves", family=3, recover_within_s=120.0)
+@scenario("launch-never-serves", family=3, recover_within_s=120.0, floor=FLOOR_ONE)
 def launch_never_serves(stage: Stage) -> Generator[None, None, None]:
     """The replacement of a dead worker boots and never serves; it is given up, and another one is bought."""
     fleet, command, since_s = stage.system.fleet, stage.system.fleet.worker_command, time.time()

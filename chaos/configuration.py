@@ -11,7 +11,7 @@ from collections.abc import Generator
 import torch
 from botocore.exceptions import ClientError
 
-from chaos.scenario import scenario
+from chaos.scenario import FLOOR_ONE, scenario
 from chaos.stage import Stage, questions_for
 from local.deployer import Clients, DeploymentError, deploy
 from local.digits import INPUTS, OUTPUTS
@@ -34,7 +34,7 @@ SETTLED_S = 33.0
 """Longer than fronts keep model records, which is 30 s."""
 
 
-@scenario("parameters-garbage", family=7, hold_s=10.0)
+@scenario("parameters-garbage", family=7, hold_s=10.0, floor=FLOOR_ONE)
 def parameters_garbage(stage: Stage) -> Generator[None, None, None]:
     """Seven parameters are set to garbage; the last good values stay in force, and each refusal is logged."""
     since_s = time.time()
@@ -85,7 +85,7 @@ def register_version(system: LocalSystem, artefact: bytes, version: str) -> Mode
     )
 
 
-@scenario("version-rolled-out-and-back", family=7)
+@scenario("version-rolled-out-and-back", family=7, floor=FLOOR_ONE)
 def version_rolled_out_and_back(stage: Stage) -> Generator[None, None, None]:
     """A second version goes live under load and is rolled back half a minute later; every answer is right for the version that it names."""
     system = stage.system
@@ -100,7 +100,7 @@ def version_rolled_out_and_back(stage: Stage) -> Generator[None, None, None]:
     yield
 
 
-@scenario("two-deployments", family=7)
+@scenario("two-deployments", family=7, floor=FLOOR_ONE)
 def two_deployments(stage: Stage) -> Generator[None, None, None]:
     """The stack is deployed twice at once, unchanged, under load; the second is refused or changes nothing, and nobody notices."""
     system = stage.system

@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
-from chaos.scenario import scenario
+from chaos.scenario import FLOOR_ONE, scenario
 from chaos.stage import WORKERS, Stage
 from local.faults import Fault
 from local.model_setup import MODEL
@@ -20,7 +20,7 @@ CYCLES_AT_ONCE = 4
 REPEATS = 5
 
 
-@scenario("forecast-fails", family=4, hold_s=12.0)
+@scenario("forecast-fails", family=4, hold_s=12.0, floor=FLOOR_ONE)
 def forecast_fails(stage: Stage) -> Generator[None, None, None]:
     """Every forecast fails while a worker dies; the plan uses the last forecast and replaces it."""
     stage.function_faults("forecast", Fault(action="lambda:Invoke", effect="error", code="RuntimeError"))
@@ -28,7 +28,7 @@ def forecast_fails(stage: Stage) -> Generator[None, None, None]:
     yield
 
 
-@scenario("forecast-slow", family=4, hold_s=12.0)
+@scenario("forecast-slow", family=4, hold_s=12.0, unjudged="late replacement")
 def forecast_slow(stage: Stage) -> Generator[None, None, None]:
     """Every forecast takes 10 s more, so that cycles fall behind, while a worker dies."""
     stage.function_faults("forecast", Fault(action="lambda:Invoke", effect="delay", delay_s=10.0))
@@ -36,7 +36,7 @@ def forecast_slow(stage: Stage) -> Generator[None, None, None]:
     yield
 
 
-@scenario("forecast-nonsense", family=4)
+@scenario("forecast-nonsense", family=4, floor=FLOOR_ONE)
 def forecast_nonsense(stage: Stage) -> Generator[None, None, None]:
     """The forecast says a billion requests a second, then nothing, then negative rates, while a worker dies; ceilings hold."""
     since_s = time.time()
@@ -73,7 +73,7 @@ def _broken(stage: Stage, function: str) -> Iterator[None]:
         lambda_.update_function_configuration(FunctionName=function, Environment={"Variables": variables})
 
 
-@scenario("planner-fails", family=4)
+@scenario("planner-fails", family=4, floor=FLOOR_ONE)
 def planner_fails(stage: Stage) -> Generator[None, None, None]:
     """The planner fails for 12 s (deployed with a wrong table) while a worker dies; what serves goes on serving."""
     with _broken(stage, stage.system.deployment.outputs["PlanFunctionName"]):
@@ -82,7 +82,7 @@ def planner_fails(stage: Stage) -> Generator[None, None, None]:
     yield
 
 
-@scenario("cycles-overlap", family=4)
+@scenario("cycles-overlap", family=4, floor=FLOOR_ONE)
 def cycles_overlap(stage: Stage) -> Generator[None, None, None]:
     """Four control cycles at once, three times over, while a worker dies; it is replaced once."""
     since_s = time.time()
@@ -99,7 +99,7 @@ def cycles_overlap(stage: Stage) -> Generator[None, None, None]:
         raise AssertionError(f"{launched} instances were launched to replace one")
 
 
-@scenario("events-repeated", family=4)
+@scenario("events-repeated", family=4, floor=FLOOR_ONE)
 def events_repeated(stage: Stage) -> Generator[None, None, None]:
     """EC2's and workers' events come five times, backwards, and hours late; nothing changes but what they say once."""
     (victim, *_) = stage.workers()
@@ -126,7 +126,7 @@ def events_repeated(stage: Stage) -> Generator[None, None, None]:
         raise AssertionError("repeated events ended workers that serve")
 
 
-@scenario("clock-skew", family=4, recover_within_s=90.0)
+@scenario("clock-skew", family=4, recover_within_s=90.0, unjudged="deadlines misjudged")
 def clock_skew(stage: Stage) -> Generator[None, None, None]:
     """One worker's clock is 2 s ahead and the other's 2 s behind; deadlines are misjudged, and answers stay right and single."""
     fleet, true_env = stage.system.fleet, stage.system.fleet.worker_env

@@ -9,7 +9,7 @@ from collections.abc import Generator
 import requests
 
 from chaos.ledger import GONE
-from chaos.scenario import scenario
+from chaos.scenario import FLOOR_ONE, scenario
 from chaos.stage import MAX_INSTANCES, Stage
 from chaos.workers import register_twin
 from cli.console import Problem
@@ -37,14 +37,14 @@ def _lower(stage: Stage, name: str, text: str) -> Generator[None, None, None]:
     yield
 
 
-@scenario("ceiling-lowered", family=8, hold_s=6.0, short=True)
+@scenario("ceiling-lowered", family=8, hold_s=6.0, short=True, floor=FLOOR_ONE)
 def ceiling_lowered(stage: Stage) -> Generator[None, None, None]:
     """`max-instances` is set to 1 while two workers serve: one drains at once; set back, it is replaced."""
     yield from _lower(stage, "max-instances", "1")
     stage.put_parameters({"max-instances": str(MAX_INSTANCES)})
 
 
-@scenario("spend-ceiling-lowered", family=8, hold_s=6.0)
+@scenario("spend-ceiling-lowered", family=8, hold_s=6.0, floor=FLOOR_ONE)
 def spend_ceiling_lowered(stage: Stage) -> Generator[None, None, None]:
     """`max-hourly-cost-usd` is set below what two workers cost: one drains at once; set back, it is replaced."""
     rents = sorted(i.offering.price_usd_per_hour for i in wiring.instances().list() if i.state in STAYING)
@@ -52,7 +52,7 @@ def spend_ceiling_lowered(stage: Stage) -> Generator[None, None, None]:
     stage.put_parameters({"max-hourly-cost-usd": "1"})
 
 
-@scenario("model-deleted", family=8, recover_within_s=60.0)
+@scenario("model-deleted", family=8, recover_within_s=60.0, floor=FLOOR_ONE)
 def model_deleted(stage: Stage) -> Generator[None, None, None]:
     """A second model is deleted with 20 accepted requests in its queue: all are answered, new ones get 404, its worker ends."""
     name = "shortlived"
@@ -74,7 +74,7 @@ def model_deleted(stage: Stage) -> Generator[None, None, None]:
     yield
 
 
-@scenario("stack-destroyed", family=8, last=True)
+@scenario("stack-destroyed", family=8, last=True, unjudged="API closed")
 def stack_destroyed(stage: Stage) -> Generator[None, None, None]:
     """`markserve destroy` refuses under load; told to go on, it closes the API, has what was accepted answered, and ends the rest."""
     from cli.teardown import tear_down

@@ -8,7 +8,7 @@ from collections.abc import Generator
 
 import boto3
 
-from chaos.scenario import scenario
+from chaos.scenario import FLOOR_ONE, scenario
 from chaos.stage import Stage
 from cli.traffic import messages_in
 from local.faults import Fault
@@ -22,7 +22,7 @@ def _work(stage: Stage) -> str:
     return stage.system.record.queue_url.rsplit("/", 1)[-1]
 
 
-@scenario("queue-duplicates", family=5, hold_s=10.0, short=True)
+@scenario("queue-duplicates", family=5, hold_s=10.0, short=True, floor=FLOOR_ONE)
 def queue_duplicates(stage: Stage) -> Generator[None, None, None]:
     """Half of the messages to the work queue arrive twice."""
     stage.aws_faults(Fault(action="sqs:SendMessage", effect="duplicate", mentions=_work(stage), share=0.5))
@@ -30,7 +30,7 @@ def queue_duplicates(stage: Stage) -> Generator[None, None, None]:
     stage.aws_faults()
 
 
-@scenario("queue-delays", family=5, hold_s=10.0)
+@scenario("queue-delays", family=5, hold_s=10.0, floor=FLOOR_ONE)
 def queue_delays(stage: Stage) -> Generator[None, None, None]:
     """Half of the receives from the work queue take 1.5 s longer."""
     stage.aws_faults(Fault(action="sqs:ReceiveMessage", effect="delay", mentions=_work(stage), share=0.5, delay_s=1.5))
@@ -38,7 +38,7 @@ def queue_delays(stage: Stage) -> Generator[None, None, None]:
     stage.aws_faults()
 
 
-@scenario("visibility-expires", family=5)
+@scenario("visibility-expires", family=5, floor=FLOOR_ONE)
 def visibility_expires(stage: Stage) -> Generator[None, None, None]:
     """Messages reappear after 1 s while one worker sits on its own for 4 s: others run them too."""
     sqs, url = stage.system.client("sqs"), stage.system.record.queue_url
@@ -54,7 +54,7 @@ def visibility_expires(stage: Stage) -> Generator[None, None, None]:
     yield
 
 
-@scenario("poison-messages", family=5, hold_s=3.0)
+@scenario("poison-messages", family=5, hold_s=3.0, floor=FLOOR_ONE)
 def poison_messages(stage: Stage) -> Generator[None, None, None]:
     """Rubbish on the work queue: unreadable, of an unknown version, nested 2,000 deep, huge; it becomes dead letters with a reason."""
     sqs, dead = boto3.client("sqs"), wiring.settings().dead_letter_queue_url
@@ -65,7 +65,7 @@ def poison_messages(stage: Stage) -> Generator[None, None, None]:
     stage.wait("all of it is in the dead-letter queue", lambda: messages_in(dead) == len(POISONS), within_s=30.0)
 
 
-@scenario("results-throttled", family=5, hold_s=10.0, refuses_records=True)
+@scenario("results-throttled", family=5, hold_s=10.0, refuses_records=True, unjudged="every answer waits")
 def results_throttled(stage: Stage) -> Generator[None, None, None]:
     """DynamoDB refuses half of the calls on the results table."""
     code = "ProvisionedThroughputExceededException"
@@ -74,7 +74,7 @@ def results_throttled(stage: Stage) -> Generator[None, None, None]:
     stage.aws_faults()
 
 
-@scenario("results-slow", family=5, hold_s=8.0)
+@scenario("results-slow", family=5, hold_s=8.0, unjudged="every answer waits")
 def results_slow(stage: Stage) -> Generator[None, None, None]:
     """Every call on the results table takes 0.7 s longer."""
     stage.aws_faults(Fault(action="dynamodb:*", effect="delay", mentions=wiring.settings().results_table, delay_s=0.7))
@@ -82,7 +82,7 @@ def results_slow(stage: Stage) -> Generator[None, None, None]:
     stage.aws_faults()
 
 
-@scenario("artefact-gone", family=5, recover_within_s=150.0)
+@scenario("artefact-gone", family=5, recover_within_s=150.0, floor=FLOOR_ONE)
 def artefact_gone(stage: Stage) -> Generator[None, None, None]:
     """The model's object is deleted as a worker dies: its replacement cannot load; the other one serves on until the object is back."""
     record = wiring.models().get(stage.system.record.model)
@@ -101,7 +101,7 @@ def artefact_gone(stage: Stage) -> Generator[None, None, None]:
     yield
 
 
-@scenario("aws-restarted", family=5, recover_within_s=120.0, outage="API Gateway itself is down for some seconds")
+@scenario("aws-restarted", family=5, recover_within_s=120.0, outage="API Gateway itself is down for some seconds", unjudged="API away")
 def aws_restarted(stage: Stage) -> Generator[None, None, None]:
     """The embedded AWS, queues, tables, functions and all but EC2, is stopped and started again with its state kept."""
     since_s = time.time()

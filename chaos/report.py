@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from chaos.runner import Outcome
-from chaos.scenario import FAMILIES
+from chaos.scenario import FAMILIES, floor_cell
 from chaos.session import Report
 
 BEGIN, END = "<!-- chaos:begin -->", "<!-- chaos:end -->"
-COLUMNS = ("scenario", "requests", "refused", "lost", "doubled", "wrong", "in time", "recovered", "verdict")
+COLUMNS = ("scenario", "requests", "refused", "lost", "doubled", "wrong", "in time", "floor", "recovered", "verdict")
 
 
 def cells(outcome: Outcome) -> tuple[str, ...]:
@@ -26,6 +26,7 @@ def cells(outcome: Outcome) -> tuple[str, ...]:
         str(outcome.doubled),
         str(outcome.wrong),
         f"{outcome.attainment:.1%}",
+        floor_cell(outcome.floor, outcome.unjudged),
         f"{outcome.recovery_s:.0f} s",
         "ok" if outcome.passed else "; ".join(outcome.breaches[:3]),
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import boto3
 
+from chaos.attainment import shortfall
 from chaos.invariants import FleetWatch, breaches, doubled
 from chaos.ledger import Entry, Ledger, Question
 from chaos.scenario import Scenario
@@ -47,6 +48,10 @@ class Outcome:
     wrong: int
     attainment: float
     """Share of the requests with an objective that were answered in time, from just before the fault to recovery."""
+    floor: float | None
+    """Least share, but for chance; None where it is not judged."""
+    unjudged: str
+    """Why it is not."""
     recovery_s: float
     """From the fault until requests are in time and as many workers serve as before."""
     seconds: float
@@ -183,6 +188,9 @@ def judge(
     # With nobody there to accept it, only a request that was accepted, or repeated until somebody is, must be answered.
     unexcused = [e for e in lost if not scenario.outage or e.is_accepted or e.kind == "keyed"]
     found += [f"request {e.index} ({e.kind}) was lost: {e.status} {e.error}" for e in unexcused]
+    in_time = sum(e.in_time(RT_MAX_S) for e in timed)
+    if scenario.floor is not None and (short := shortfall(in_time=in_time, judged=len(timed), floor=scenario.floor)):
+        found.append(short)
     return Outcome(
         name=scenario.name,
         family=scenario.family,
@@ -193,7 +201,9 @@ def judge(
         lost=len(lost),
         doubled=len(twice),
         wrong=len(wrong),
-        attainment=sum(e.in_time(RT_MAX_S) for e in timed) / len(timed) if timed else 1.0,
+        attainment=in_time / len(timed) if timed else 1.0,
+        floor=scenario.floor,
+        unjudged=scenario.unjudged,
         recovery_s=late_until_s - fault_at_s,
         seconds=time.time() - started_at_s,
         breaches=tuple(found),

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Act = Callable[["Stage"], Generator[None, None, None]]
 
+FLOOR_ONE, FLOOR_ALL = 0.98, 0.95
+"""The objective of this system where one worker at most is lost or slow, or none; and where all of them are, and Lambda serves."""
+
 FAMILIES = {
     1: "workers",
     2: "spot",
@@ -48,6 +51,15 @@ class Scenario:
     """Whether nothing is left to play on afterwards."""
     short: bool = False
     """Whether it belongs to the subset that the tests run."""
+    floor: float | None = None
+    """Least share of requests in time, but for chance; None where attainment is reported only."""
+    unjudged: str = ""
+    """Why there is no floor: what of the fault itself makes answers late."""
+
+
+def floor_cell(floor: float | None, unjudged: str) -> str:
+    """Least share of requests in time, or why there is none."""
+    return f"none: {unjudged}" if floor is None else f"{floor:.0%}"
 
 
 SCENARIOS: dict[str, Scenario] = {}
@@ -63,13 +75,17 @@ def scenario(
     refuses_records: bool = False,
     last: bool = False,
     short: bool = False,
+    floor: float | None = None,
+    unjudged: str = "",
 ) -> Callable[[Act], Act]:
-    """Register a generator function as a scenario."""
+    """Register a generator function as a scenario; it has a floor, or says why not."""
 
     def register(act: Act) -> Act:
         if name in SCENARIOS:
             raise ValueError(f"there are two scenarios called {name!r}")
         summary = (inspect.getdoc(act) or "").split("\n", 1)[0]
+        if (floor is None) != bool(unjudged):
+            raise ValueError(f"scenario {name!r} needs a floor, or else the reason why there is none")
         if not summary:
             raise ValueError(f"scenario {name!r} does not say what happens")
         SCENARIOS[name] = Scenario(
@@ -83,6 +99,8 @@ def scenario(
             refuses_records=refuses_records,
             last=last,
             short=short,
+            floor=floor,
+            unjudged=unjudged,
         )
         return act
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Sequence
 
-from chaos.scenario import scenario
+from chaos.scenario import FLOOR_ALL, FLOOR_ONE, scenario
 from chaos.stage import WORKERS, Stage
 from local.fleet import LocalInstance
 
@@ -36,21 +36,21 @@ def interrupt(stage: Stage, victims: Sequence[LocalInstance]) -> None:
     time.sleep(NOTICE_S)
 
 
-@scenario("spot-one", family=2)
+@scenario("spot-one", family=2, floor=FLOOR_ONE)
 def spot_one(stage: Stage) -> Generator[None, None, None]:
     """One spot instance is interrupted with notice; it drains, and a replacement is bought at once."""
     interrupt(stage, spot_workers(stage)[:1])
     yield
 
 
-@scenario("spot-all", family=2)
+@scenario("spot-all", family=2, floor=FLOOR_ALL)
 def spot_all(stage: Stage) -> Generator[None, None, None]:
     """Every spot instance is interrupted with notice; the pools are avoided, others are bought."""
     interrupt(stage, spot_workers(stage))
     yield
 
 
-@scenario("spot-without-notice", family=2)
+@scenario("spot-without-notice", family=2, floor=FLOOR_ONE)
 def spot_without_notice(stage: Stage) -> Generator[None, None, None]:
     """Half of the spot fleet is gone at once, the notice having been lost; EC2's state change brings replacements."""
     victims = spot_workers(stage)
@@ -60,7 +60,7 @@ def spot_without_notice(stage: Stage) -> Generator[None, None, None]:
     yield
 
 
-@scenario("spot-all-in-burst", family=2)
+@scenario("spot-all-in-burst", family=2, unjudged="overload")
 def spot_all_in_burst(stage: Stage) -> Generator[None, None, None]:
     """Every spot instance is interrupted while the load trebles."""
     victims = spot_workers(stage)
@@ -70,7 +70,7 @@ def spot_all_in_burst(stage: Stage) -> Generator[None, None, None]:
     yield
 
 
-@scenario("spot-rebalance", family=2)
+@scenario("spot-rebalance", family=2, floor=FLOOR_ONE)
 def spot_rebalance(stage: Stage) -> Generator[None, None, None]:
     """A rebalance recommendation comes 5 s ahead of the interruption; its pool is not bought from."""
     victims = spot_workers(stage)[:1]

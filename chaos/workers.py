@@ -7,7 +7,7 @@ from collections.abc import Generator
 
 import boto3
 
-from chaos.scenario import scenario
+from chaos.scenario import FLOOR_ALL, FLOOR_ONE, scenario
 from chaos.stage import Stage
 from local.digits import INPUTS, OUTPUTS
 from local.system import LocalSystem
@@ -21,21 +21,21 @@ SLOW_S = 10.0
 STOPPED_S, RUNNING_S = 0.4, 0.1
 
 
-@scenario("worker-killed", family=1, short=True)
+@scenario("worker-killed", family=1, short=True, floor=FLOOR_ONE)
 def worker_killed(stage: Stage) -> Generator[None, None, None]:
     """One worker is killed with SIGKILL under load; its requests are spilled, and it is replaced."""
     stage.kill(stage.workers()[:1])
     yield
 
 
-@scenario("workers-killed", family=1)
+@scenario("workers-killed", family=1, floor=FLOOR_ALL)
 def workers_killed(stage: Stage) -> Generator[None, None, None]:
     """Every worker is killed at once; Lambda serves until others do."""
     stage.kill(stage.workers())
     yield
 
 
-@scenario("worker-hangs", family=1)
+@scenario("worker-hangs", family=1, floor=FLOOR_ONE)
 def worker_hangs(stage: Stage) -> Generator[None, None, None]:
     """One worker hangs, holding messages; its silence is noticed, it is terminated and replaced."""
     victims = stage.workers()[:1]
@@ -50,7 +50,7 @@ def worker_hangs(stage: Stage) -> Generator[None, None, None]:
     )
 
 
-@scenario("worker-slow", family=1)
+@scenario("worker-slow", family=1, floor=FLOOR_ONE)
 def worker_slow(stage: Stage) -> Generator[None, None, None]:
     """One worker gets a fifth of its processor for 10 s; what it cannot do in time goes elsewhere."""
     victims = stage.workers()[:1]
@@ -80,7 +80,7 @@ def register_twin(system: LocalSystem, name: str) -> ModelRecord:
     return record
 
 
-@scenario("crash-loop", family=1, hold_s=12.0)
+@scenario("crash-loop", family=1, hold_s=12.0, floor=FLOOR_ONE)
 def crash_loop(stage: Stage) -> Generator[None, None, None]:
     """A second model's artefact is damaged in the bucket: its workers cannot start; it is quarantined after three."""
     since_s = time.time()

@@ -26,17 +26,18 @@ def chaos(
     out_file: Annotated[Path | None, typer.Option("--out", help="Also write the result into a Markdown page.")] = None,
     json: Json = False,
 ) -> None:
-    """Inject faults into a local system of its own under load; exit 1 if a request was lost, doubled or answered wrongly."""
-    from chaos.scenario import FAMILIES, load_scenarios
+    """Inject faults into a local system of its own under load; exit 1 if a request is lost, doubled or wrong, or too many are late."""
+    from chaos.scenario import FAMILIES, floor_cell, load_scenarios
 
     known = load_scenarios()
     names = scenario or [LIST]
     if names == [LIST]:
-        rows = [(s.name, FAMILIES[s.family], "yes" if s.short else "", s.summary) for s in known.values()]
+        rows = [(s.name, FAMILIES[s.family], "yes" if s.short else "", floor_cell(s.floor, s.unjudged), s.summary) for s in known.values()]
         if json:
-            emit_json([{"name": s.name, "family": FAMILIES[s.family], "short": s.short, "summary": s.summary} for s in known.values()])
+            told = ("short", "floor", "unjudged", "summary")
+            emit_json([{"name": s.name, "family": FAMILIES[s.family], **{each: getattr(s, each) for each in told}} for s in known.values()])
         else:
-            emit_table("Scenarios", ("name", "family", "short", "what happens, and what must come of it"), rows)
+            emit_table("Scenarios", ("name", "family", "short", "in time", "what happens, and what must come of it"), rows)
         return
     if names == [SOAK]:
         _soak(minutes=minutes, rate=rate, seed=seed, json=json)

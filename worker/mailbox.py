@@ -58,7 +58,7 @@ class Mailbox:
 
     def deliver(self, finished: Finished) -> bool:
         """Store an answer and let go of its message; False leaves the message to be redelivered."""
-        is_first = self._store(finished.answer)
+        is_first = self._store(finished.answer, accepted_only=finished.received.request.accepted)
         if is_first is None:
             return False
         self._tracing.note(finished.received.request, finished.answer)
@@ -104,14 +104,15 @@ class Mailbox:
         if self._attempt(lambda: self._queue.send(received.request.as_suspect()), "not sent again before its visibility timeout"):
             self.forget([received])
 
-    def _store(self, answer: Answer) -> bool | None:
+    def _store(self, answer: Answer, *, accepted_only: bool) -> bool | None:
         """Whether this is now the answer; None when that could not be stored, or found out."""
         for wait_s in (*STORE_RETRY_S, None):
             try:
                 answer = offload_outputs(answer, self._blobs)
-                is_first = self._results.put_answer(answer, expires_at_s=self._clock() + RESULT_RETENTION_S)
+                expires_at_s = self._clock() + RESULT_RETENTION_S
+                is_first = self._results.put_answer(answer, expires_at_s=expires_at_s, accepted_only=accepted_only)
                 if not is_first:
-                    logger.info("%s: answered before by another", answer.request_id)
+                    logger.info("%s: not kept: answered before by another, or accepted too long ago", answer.request_id)
             except Transient as error:
                 logger.warning("%s: answer not stored: %s", answer.request_id, error)
                 if wait_s is not None:

@@ -18,24 +18,42 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from markserve import wiring
 from markserve.errors import InvalidRequest, Transient
 from markserve.front import Front, FrontPorts
+from markserve.messages import from_plain
 from markserve.protocol.http import HttpRequest, HttpResponse, request_from_event
+from markserve.refusals import log_refusal
 from markserve.routes import internal_error, respond
 from markserve.telemetry import REQUESTS, REQUESTS_FAILED, REQUESTS_REJECTED, RESPONSE_TIME, SPILLED, logger, metrics, tracer
-
-NOT_A_REQUEST = HttpRequest(method="", path="", arrival_at_s=0.0)
-HOLD_MAX_S = 10.0
+from markserve.triggers import WarmUp
 
 
-def run(event: Mapping[str, Any], *, front: Front, now_s: Callable[[], float], sleep: Callable[[float], None]) -> dict[str, Any]:
+def run(event: object, *, front: Front, now_s: Callable[[], float], sleep: Callable[[float], None]) -> dict[str, Any]:
     """Answer one event and log one line about it; whatever goes wrong inside, the caller gets an error without a trace of it."""
-    if event.get("warmup"):
-        return _warm_up(event, front=front, now_s=now_s, sleep=sleep)
-    request = NOT_A_REQUEST
     try:
-        request = request_from_event(event)
-        response = respond(request, front)
+        command = parse(event)
     except InvalidRequest as error:
-        response = HttpResponse(status=error.status, body=b'{"error":"not an HTTP request"}', facts={"reason": str(error)})
+        log_refusal("HTTP event", error)
+        return HttpResponse(status=error.status, body=b'{"error":"not an HTTP request"}').to_event()
+    if isinstance(command, WarmUp):
+        return _warm_up(command, front=front, now_s=now_s, sleep=sleep)
+    return _answer(command, front=front, now_s=now_s)
+
+
+def parse(event: object) -> HttpRequest | WarmUp:
+    """Read what is asked.
+
+    Raises
+    ------
+    InvalidRequest
+        If it is neither an HTTP request nor a warm-up.
+    """
+    if isinstance(event, Mapping) and event.get("warmup"):
+        return from_plain(event, WarmUp)
+    return request_from_event(event)
+
+
+def _answer(request: HttpRequest, *, front: Front, now_s: Callable[[], float]) -> dict[str, Any]:
+    try:
+        response = respond(request, front)
     except Exception:  # noqa: BLE001  # the entry point: a stack trace belongs in the log only
         logger.exception("request failed")
         response = internal_error(request)
@@ -43,16 +61,15 @@ def run(event: Mapping[str, Any], *, front: Front, now_s: Callable[[], float], s
     return response.to_event()
 
 
-def _warm_up(event: Mapping[str, Any], *, front: Front, now_s: Callable[[], float], sleep: Callable[[float], None]) -> dict[str, Any]:
+def _warm_up(command: WarmUp, *, front: Front, now_s: Callable[[], float], sleep: Callable[[float], None]) -> dict[str, Any]:
     started_at_s = now_s()
     try:
         front.warm_up()
     except Transient as error:
         # The environment is warm all the same; the first request reads what could not be read now.
         logger.warning("caches not filled", extra={"reason": str(error)})
-    hold_s = min(max(0.0, float(event.get("hold_s", 0.0))), HOLD_MAX_S)
-    sleep(max(0.0, hold_s - (now_s() - started_at_s)))
-    logger.info("warmed up", extra={"held_s": hold_s})
+    sleep(max(0.0, command.hold_s - (now_s() - started_at_s)))
+    logger.info("warmed up", extra={"held_s": command.hold_s})
     return {"warm": True}
 
 

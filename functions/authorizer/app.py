@@ -15,17 +15,25 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from markserve import wiring
 from markserve.core.quota import check_quota, window_of
-from markserve.errors import Transient
+from markserve.errors import InvalidRequest, Transient
+from markserve.messages import from_plain
 from markserve.ports import ClientStore
+from markserve.refusals import log_refusal
 from markserve.telemetry import logger, tracer
+from markserve.triggers import AuthorizerRequest
 
 REFUSED: Mapping[str, Any] = {"isAuthorized": False}
 
 
-def run(event: Mapping[str, Any], *, clients: ClientStore, now_s: float) -> dict[str, Any]:
+def run(event: object, *, clients: ClientStore, now_s: float) -> dict[str, Any]:
     """Say whose key it is, and how long the client has to wait; a key that is missing or unknown is refused."""
-    key = {str(name).lower(): value for name, value in (event.get("headers") or {}).items()}.get("x-api-key", "")
-    client = clients.find(hashlib.sha256(str(key).encode()).hexdigest()) if key else None
+    try:
+        headers = from_plain(event, AuthorizerRequest).headers or {}
+    except InvalidRequest as error:
+        log_refusal("authorisation event", error)
+        return dict(REFUSED)
+    key = {name.lower(): value for name, value in headers.items()}.get("x-api-key", "")
+    client = clients.find(hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()) if key else None
     if client is None:
         logger.info("refused", extra={"reason": "no such key" if key else "no key"})
         return dict(REFUSED)

@@ -16,6 +16,7 @@ from markserve import wiring
 from markserve.console_routes import CONTENT_TYPES, Page, respond
 from markserve.errors import InvalidRequest
 from markserve.protocol.http import HttpResponse, request_from_event
+from markserve.refusals import log_refusal
 from markserve.telemetry import logger, tracer
 
 
@@ -26,20 +27,21 @@ def pages() -> dict[str, Page]:
     return {path.name: Page(path.read_bytes(), CONTENT_TYPES[path.suffix]) for path in files if path.suffix in CONTENT_TYPES}
 
 
-def run(event: Mapping[str, Any]) -> dict[str, Any]:
+def run(event: object) -> dict[str, Any]:
     """Answer one event and log one line about it; a change of a parameter is logged with who, what, from and to."""
-    method, path = "", ""
     try:
         request = request_from_event(event)
-        method, path = request.method, request.path
-        response = respond(request, console=wiring.console, pages=pages())
     except InvalidRequest as error:
-        response = HttpResponse(status=error.status, body=b'{"error":"not an HTTP request"}', facts={"reason": str(error)})
+        log_refusal("HTTP event", error)
+        return HttpResponse(status=error.status, body=b'{"error":"not an HTTP request"}').to_event()
+    try:
+        response = respond(request, console=wiring.console, pages=pages())
     except Exception:  # noqa: BLE001  # the entry point: a stack trace belongs in the log only
         logger.exception("request failed")
         response = HttpResponse(status=500, body=b'{"error":"internal error"}')
     facts = dict(response.facts)
-    logger.info(str(facts.pop("audit", "request")), extra={"method": method, "path": path[:200], "status": response.status, **facts})
+    told: dict[str, Any] = {"method": request.method, "path": request.path[:200], "status": response.status, **facts}
+    logger.info(str(told.pop("audit", "request")), extra=told)
     return response.to_event()
 
 

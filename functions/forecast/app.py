@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Literal
 
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from markserve import wiring
-from markserve.errors import DependencyUnavailable, InvalidRequest, Transient
+from markserve.errors import DependencyUnavailable, Transient
 from markserve.forecast_cycle import ForecastCycle, Forecasted
 from markserve.history import StepGrid
-from markserve.messages import ForecastRecord, MetricsBatch
+from markserve.messages import ForecastRecord, Message, MetricsBatch, Name, from_plain
 from markserve.ports import BlobStore, ControlStore, EventPublisher, LearnedForecaster, MetricsSink, WindowStore
+from markserve.refusals import refusing
 from markserve.telemetry import (
     FORECAST_CALIBRATION_ERROR,
     FORECAST_HISTORY_AGE,
@@ -35,28 +36,22 @@ DAYS: dict[str, bytes] = {}
 """Archived days that are over, kept by this environment: 6 kB per model and day."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ForecastCommand:
+class ForecastCommand(Message, frozen=True, kw_only=True):
     """What to do, for one model or for all."""
 
     action: Literal["forecast", "train"] = "forecast"
-    model: str | None = None
+    model: Name | None = None
 
 
-def parse(event: Mapping[str, Any]) -> ForecastCommand:
+def parse(event: object) -> ForecastCommand:
     """Read the command; an event without an action, such as the control cycle's, asks for forecasts.
 
     Raises
     ------
     InvalidRequest
-        Naming the action that is not known.
+        Naming what is wrong with the event.
     """
-    action, model = event.get("action", "forecast"), event.get("model")
-    if action not in ("forecast", "train"):
-        raise InvalidRequest(f"{action!r} is neither forecast nor train", field="action")
-    if model is not None and not isinstance(model, str):
-        raise InvalidRequest(f"{model!r} is not a model's name", field="model")
-    return ForecastCommand(action=action, model=model)
+    return from_plain(event, ForecastCommand)
 
 
 def run(
@@ -131,7 +126,8 @@ def _summary(record: ForecastRecord) -> dict[str, Any]:
 @metrics.log_metrics
 def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Forecast or train, as the event says; return a summary for each model."""
-    command = parse(event)
+    with refusing("forecast event"):
+        command = parse(event)
     names = [command.model] if command.model else [record.model for record in wiring.models().list()]
     grid = StepGrid.of(wiring.settings())
     if command.action == "train":

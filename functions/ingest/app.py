@@ -20,8 +20,9 @@ from markserve import wiring
 from markserve.core.slo import SloAssessment, SloWindow, assess
 from markserve.errors import InvalidRequest, MarkserveError, Transient
 from markserve.fleet_summary import summarise_fleets
-from markserve.messages import DecisionRecord, MetricsBatch, OutcomeCounts, SloAtRisk, decode
+from markserve.messages import DecisionRecord, MetricsBatch, OutcomeCounts, SloAtRisk, decode, from_plain
 from markserve.ports import ControlStore, EventPublisher, ParameterSource, WindowStore
+from markserve.refusals import log_refusal, refusing
 from markserve.telemetry import (
     ARRIVALS,
     BATCHES_APPLIED,
@@ -35,6 +36,7 @@ from markserve.telemetry import (
     metrics,
     tracer,
 )
+from markserve.triggers import Delivery, QueueMessage
 
 RETENTION_S = 15 * 86400.0
 """Two weeks of history to train on, and a day in case a training is late."""
@@ -53,14 +55,6 @@ _summary_tried_at_s: dict[str, float] = {}
 """When this environment last tried to be the one that summarises a model's fleet."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
-    """One message of the metrics queue."""
-
-    message_id: str
-    body: str
-
-
 @dataclass(kw_only=True, slots=True)
 class Ingested:
     """What came of one delivery."""
@@ -76,7 +70,7 @@ class Ingested:
 
 
 def run(
-    reports: Sequence[Report],
+    reports: Sequence[QueueMessage],
     *,
     windows: WindowStore,
     control: ControlStore,
@@ -90,12 +84,12 @@ def run(
 ) -> Ingested:
     """Add each report's counts to their windows once, then judge the objective of every model they touch and that is due."""
     result = Ingested()
-    read: list[tuple[Report, MetricsBatch]] = []
+    read: list[tuple[QueueMessage, MetricsBatch]] = []
     for report in reports:
         try:
             read.append((report, decode(report.body, MetricsBatch)))
         except InvalidRequest as error:
-            logger.error("unreadable metrics, left to the dead-letter queue", extra={"message_id": report.message_id, "reason": str(error)})
+            log_refusal("metrics report", error, message_id=report.message_id)
             result.unreadable += 1
             result.failed_ids.append(report.message_id)
     outcomes = windows.apply([batch for _, batch in read], expires_at_s=now_s + RETENTION_S)
@@ -180,8 +174,10 @@ def _slo_window(counts: OutcomeCounts) -> SloWindow:
 @metrics.log_metrics
 def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:  # noqa: ARG001
     """Ingest one delivery of the metrics queue; return the messages to be delivered again."""
+    with refusing("ingest event"):
+        delivery = from_plain(event, Delivery)
     result = run(
-        [Report(message_id=record["messageId"], body=record["body"]) for record in event.get("Records", ())],
+        delivery.messages,
         windows=wiring.windows(),
         control=wiring.control(),
         events=wiring.events(),

@@ -21,6 +21,7 @@ from markserve.lifecycle_events import Notification, follow
 from markserve.measuring import Bench, take_step
 from markserve.messages import Action, MeasurementStep, from_plain
 from markserve.ports import ControlStore, EventPublisher, Fleet, InstanceRegistry, ParameterSource, SpilloverInvoker
+from markserve.refusals import refusing
 from markserve.telemetry import (
     CAPACITY_UNAVAILABLE,
     INSTANCES_FAILED,
@@ -42,7 +43,7 @@ METRICS: Mapping[str, Sequence[str]] = {
 """Which outcomes each metric counts."""
 
 
-def parse(event: Mapping[str, Any]) -> Action | MeasurementStep | Notification:
+def parse(event: object) -> Action | MeasurementStep | Notification:
     """Read what is asked.
 
     Raises
@@ -50,10 +51,10 @@ def parse(event: Mapping[str, Any]) -> Action | MeasurementStep | Notification:
     InvalidRequest
         If the event is neither an action, nor a measurement's step, nor an EventBridge event.
     """
-    if "measurement" in event:
+    if isinstance(event, Mapping) and "measurement" in event:
         step: MeasurementStep = from_plain(event, MeasurementStep)  # type: ignore[arg-type]  # as below
         return step
-    if "action" in event:
+    if isinstance(event, Mapping) and "action" in event:
         action: Action = from_plain(event, Action)  # type: ignore[arg-type]  # a union is no type, though it converts
         return action
     return from_plain(event, Notification)
@@ -85,16 +86,17 @@ def run(
 @metrics.log_metrics
 def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:  # noqa: ARG001
     """Carry out one action, step or event; return what was done."""
-    outcome = run(
-        parse(event),
-        instances=wiring.instances(),
-        control=wiring.control(),
-        fleet=wiring.fleet(),
-        spillover=wiring.spillover(),
-        events=wiring.events(),
-        parameters=wiring.parameters(),
-        now_s=time.time(),
-    )
+    with refusing("lifecycle event"):
+        outcome = run(
+            parse(event),
+            instances=wiring.instances(),
+            control=wiring.control(),
+            fleet=wiring.fleet(),
+            spillover=wiring.spillover(),
+            events=wiring.events(),
+            parameters=wiring.parameters(),
+            now_s=time.time(),
+        )
     logger.info("done", extra={"outcome": outcome.event, "reason": outcome.reason})
     for name, counted in METRICS.items():
         # Zeros too: a metric without data points looks like a function that does not run.

@@ -24,10 +24,11 @@ from markserve.core.quarantine import quarantine
 from markserve.core.types import Forecast, Instance, InstanceState, Offering
 from markserve.errors import StaleWrite, Transient
 from markserve.history import SHAPE_STEPS, StepGrid, recorded_steps
-from markserve.messages import DecisionRecord, ForecastRecord, Message, PlanRecord, from_plain, to_plain
+from markserve.messages import DecisionRecord, ForecastRecord, Message, Name, PlanRecord, from_plain, to_plain
 from markserve.plan_inputs import model_demand
 from markserve.plan_records import plan_actions, plan_record
 from markserve.ports import ControlStore, Fleet, InstanceRegistry, ModelStore, ParameterSource, WindowStore
+from markserve.refusals import refusing
 from markserve.settings import Settings
 from markserve.telemetry import (
     CANARIES_ROLLED_BACK,
@@ -62,7 +63,7 @@ class PlanCommand(Message, frozen=True, kw_only=True):
     """Why to plan; `model` names the one at risk, where the caller knows it."""
 
     trigger: Literal["schedule", "manual", "slo_at_risk", "interruption"] = "schedule"
-    model: str | None = None
+    model: Name | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +82,7 @@ class Planned:
     """Of the ceiling on instances, launches of this plan included."""
 
 
-def parse(event: Mapping[str, Any]) -> PlanCommand:
+def parse(event: object) -> PlanCommand:
     """Read the command.
 
     Raises
@@ -300,8 +301,10 @@ def _log(plan: CapacityPlan, decisions: Sequence[Decision], control: ControlStor
 @metrics.log_metrics
 def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:  # noqa: ARG001
     """Plan once; return the plan's id and its actions."""
+    with refusing("plan event"):
+        command = parse(event)
     planned = run(
-        parse(event),
+        command,
         models=wiring.models(),
         control=wiring.control(),
         windows=wiring.windows(),

@@ -18,12 +18,13 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from markserve import wiring
 from markserve.core.types import Tier
 from markserve.errors import InferenceFailed, InvalidRequest, UnknownModel
-from markserve.messages import Answer, AnswerError, InferenceRequest, ModelRecord, decode, encode
+from markserve.messages import Answer, AnswerError, InferenceRequest, ModelRecord, encode, from_plain
 from markserve.payloads import fetch_inputs, offload_outputs
 from markserve.ports import BlobStore, ModelRunner, ModelStore
+from markserve.refusals import refusing
 from markserve.telemetry import logger, tracer
+from markserve.triggers import ModelWarmUp
 
-HOLD_MAX_S = 10.0
 THREADS = 2
 """Lambda gives the second vCPU at 3,538 MB; below it a second thread costs next to nothing."""
 
@@ -53,6 +54,19 @@ class Runners:
         if traffic.canary is not None:
             self.get(model, traffic.canary)
         return cold_start
+
+
+def parse(event: object) -> InferenceRequest | ModelWarmUp:
+    """Read what is asked.
+
+    Raises
+    ------
+    InvalidRequest
+        Naming what is wrong with the event.
+    """
+    if isinstance(event, Mapping) and event.get("warmup"):
+        return from_plain(event, ModelWarmUp)
+    return from_plain(event, InferenceRequest)
 
 
 def run(request: InferenceRequest, *, runners: Runners, blobs: BlobStore, now_s: Callable[[], float]) -> Answer:
@@ -89,16 +103,15 @@ def run(request: InferenceRequest, *, runners: Runners, blobs: BlobStore, now_s:
     return offload_outputs(answer, blobs)
 
 
-def warm_up(event: Mapping[str, Any], *, runners: Runners, now_s: Callable[[], float], sleep: Callable[[float], None]) -> dict[str, Any]:
+def warm_up(command: ModelWarmUp, *, runners: Runners, now_s: Callable[[], float], sleep: Callable[[float], None]) -> dict[str, Any]:
     """Load a model and hold this environment for a moment."""
     started_at_s = now_s()
     try:
-        cold_start = runners.ready(str(event["model"]))
+        cold_start = runners.ready(command.model)
     except UnknownModel as error:
         # Deleted since it was planned for; nothing to warm, and nothing to retry.
         return {"warm": False, "reason": str(error)}
-    hold_s = min(max(0.0, float(event.get("hold_s", 0.0))), HOLD_MAX_S)
-    sleep(max(0.0, hold_s - (now_s() - started_at_s)))
+    sleep(max(0.0, command.hold_s - (now_s() - started_at_s)))
     return {"warm": True, "cold_start": cold_start}
 
 
@@ -125,17 +138,18 @@ def make_handler(wrap: Callable[[ModelRunner], ModelRunner] = lambda runner: run
     @tracer.capture_lambda_handler(capture_response=False)
     def compute_or_warm(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:  # noqa: ARG001
         """Compute one request, or warm this environment up."""
-        if event.get("warmup"):
-            warmed = warm_up(event, runners=runners(), now_s=time.time, sleep=time.sleep)
+        with refusing("spill-over event", flush=True):
+            command = parse(event)
+        if isinstance(command, ModelWarmUp):
+            warmed = warm_up(command, runners=runners(), now_s=time.time, sleep=time.sleep)
             logger.info("warmed up", extra=warmed)
             return warmed
-        request = decode(encode(event), InferenceRequest)
-        answer = run(request, runners=runners(), blobs=wiring.blobs(), now_s=time.time)
+        answer = run(command, runners=runners(), blobs=wiring.blobs(), now_s=time.time)
         logger.info(
             "computed",
             extra={
                 "request_id": answer.request_id,
-                "model": request.model,
+                "model": command.model,
                 "cold_start": answer.cold_start,
                 "compute_s": round(answer.compute_s, 4),
                 "error": answer.error.message if answer.error else None,

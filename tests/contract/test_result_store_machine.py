@@ -58,12 +58,21 @@ class ResultStoreMachine(RuleBasedStateMachine):
         if is_new:
             self.expected[request_id] = Expected(owner=owner, body_sha256=body)
 
-    @rule(request_id=IDS, tier=st.sampled_from([Tier.WORKER, Tier.LAMBDA]), value=st.integers(0, 2), failed=st.booleans())
-    def answer_comes(self, request_id: str, tier: Tier, value: int, failed: bool) -> None:
+    @rule(
+        request_id=IDS,
+        tier=st.sampled_from([Tier.WORKER, Tier.LAMBDA]),
+        value=st.integers(0, 2),
+        failed=st.booleans(),
+        accepted_only=st.booleans(),
+    )
+    def answer_comes(self, request_id: str, tier: Tier, value: int, failed: bool, accepted_only: bool) -> None:
         outputs = {} if failed else {"outputs": (a_tensor("scores", (float(value),)),)}
         answer = (a_failed_answer if failed else an_answer)(request_id=request_id, tier=tier, **outputs)
+        is_the_answer = self.store.put_answer(answer, expires_at_s=NOW_S + 60.0, accepted_only=accepted_only)
+        if accepted_only and request_id not in self.expected:
+            assert not is_the_answer
+            return
         known = self.expected.setdefault(request_id, Expected())
-        is_the_answer = self.store.put_answer(answer, expires_at_s=NOW_S + 60.0)
         assert is_the_answer == (known.answer in (None, answer))
         known.answer = known.answer or answer
 

@@ -45,6 +45,7 @@ from markserve.messages import Answer, AnswerError, InferenceRequest, StoredResu
 from markserve.payloads import offload_outputs
 from markserve.protocol import oip
 from tests.builders import MODEL, NOW_S, a_model_record, a_profile, an_instance, profile_records, worker_stats
+from worker.mailbox import RESULT_RETENTION_S
 
 INFER = f"/v2/models/{MODEL}/infer"
 KEYED = {"Idempotency-Key": "order-1"}
@@ -71,7 +72,7 @@ class ManualClock:
         while self._due and self._due[0][0] <= until_s:
             self.now_s, _, action = heapq.heappop(self._due)
             action()
-        self.now_s = until_s
+        self.now_s = max(self.now_s, until_s)  # what ran on the way may have slept longer
 
 
 class World:
@@ -135,7 +136,8 @@ class World:
 
     def worker_answers(self, request: InferenceRequest, *, finished_at_s: float) -> None:
         answer = self.answer(request, Tier.WORKER, finished_at_s=finished_at_s, batch_size=4)
-        self.worker_wrote.append(self.results.put_answer(answer, expires_at_s=NOW_S + 3600))
+        expires_at_s = self.clock() + RESULT_RETENTION_S
+        self.worker_wrote.append(self.results.put_answer(answer, expires_at_s=expires_at_s, accepted_only=request.accepted))
 
     def _on_lambda(self, request: InferenceRequest) -> Answer:
         self.clock.sleep(self.spill_takes_s)

@@ -160,10 +160,8 @@ def test_event_becomes_a_command_when_it_is_known(event: dict[str, str], command
 
 @pytest.mark.parametrize(("event", "field"), [({"action": "destroy"}, "action"), ({"action": "train", "model": 5}, "model")])
 def test_event_is_refused_by_field_when_it_is_not_known(event: dict[str, object], field: str) -> None:
-    with pytest.raises(InvalidRequest, match=f"^{field}: ") as refused:
+    with pytest.raises(InvalidRequest, match=rf"not a valid ForecastCommand: .*`\$\.{field}`"):
         parse(event)
-
-    assert refused.value.field == field
 
 
 def test_forecast_is_zero_and_stored_when_a_model_has_no_history() -> None:

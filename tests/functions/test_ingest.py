@@ -11,13 +11,14 @@ import boto3
 import pytest
 from moto import mock_aws
 
-from functions.ingest.app import Ingested, Report, handler, run
+from functions.ingest.app import Ingested, handler, run
 from markserve import wiring
 from markserve.adapters.memory import MemoryControlStore, MemoryEventPublisher, MemoryParameterSource, MemoryWindowStore
 from markserve.core.tunables import Tunables
 from markserve.core.types import Tier
 from markserve.errors import DependencyUnavailable, Throttled, Transient
 from markserve.messages import ArrivalCounts, MetricsBatch, OutcomeCounts, SloAtRisk, encode
+from markserve.triggers import QueueMessage
 from tests.builders import MODEL, NOW_S, a_metrics_batch, an_instance, some_outcomes
 
 EVENTS = Path(__file__).resolve().parents[2] / "events"
@@ -33,7 +34,7 @@ class Stack:
         self.judged_at_s: dict[str, float] = {}
         self.parameters = MemoryParameterSource(Tunables(rt_max_s=0.2, sl_min=0.98))
 
-    def ingest(self, *reports: Report, now_s: float = NOW_S + 10.0) -> Ingested:
+    def ingest(self, *reports: QueueMessage, now_s: float = NOW_S + 10.0) -> Ingested:
         return run(
             reports,
             windows=self.windows,
@@ -73,11 +74,11 @@ class UnreadableOutcomes(MemoryWindowStore):
         raise DependencyUnavailable("windows: no answer")
 
 
-def a_report(message_id: str = "m-1", **overrides: Any) -> Report:
-    return Report(message_id=message_id, body=encode(a_metrics_batch(**overrides)).decode())
+def a_report(message_id: str = "m-1", **overrides: Any) -> QueueMessage:
+    return QueueMessage(message_id=message_id, body=encode(a_metrics_batch(**overrides)).decode())
 
 
-def a_failing_report(batch_id: str, *, model: str = MODEL, within_slo: int = 50) -> Report:
+def a_failing_report(batch_id: str, *, model: str = MODEL, within_slo: int = 50) -> QueueMessage:
     outcomes = some_outcomes(model=model, ok=100, within_slo=within_slo)
     return a_report(batch_id, batch_id=batch_id, arrivals=(), outcomes=(outcomes,))
 
@@ -124,7 +125,7 @@ def test_ingest_adds_up_arrivals_when_a_report_names_a_model_twice() -> None:
 def test_ingest_leaves_a_report_to_the_dead_letter_queue_when_it_cannot_be_read(body: str) -> None:
     stack = Stack()
 
-    result = stack.ingest(Report(message_id="bad", body=body), a_report("good"))
+    result = stack.ingest(QueueMessage(message_id="bad", body=body), a_report("good"))
 
     assert (result.failed_ids, result.unreadable, result.applied) == (["bad"], 1, 1)
     assert stack.arrivals() == {NOW_S: 10}

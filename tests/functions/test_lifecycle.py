@@ -367,6 +367,45 @@ def test_ready_is_logged_with_the_launch_time() -> None:
     assert (outcome.reason, world.states) == ("serves 95.5 s after its request", {RECORDED_ID: "serving"})
 
 
+@pytest.mark.parametrize("state", [InstanceState.REQUESTED, InstanceState.WARMING, InstanceState.SERVING])
+def test_ready_is_logged_once_however_often_it_comes(state: InstanceState) -> None:
+    """The worker may have recorded it itself: that the transition is refused then says nothing against it."""
+    world = World(recorded(state=state))
+
+    outcomes = [world.follow("lifecycle_instance_ready").event for _ in range(3)]
+
+    assert (outcomes, world.logged, world.states) == (
+        ["instance_serving", "event_ignored", "event_ignored"],
+        ["instance_serving"],
+        {RECORDED_ID: "serving"},
+    )
+
+
+@pytest.mark.parametrize("state", [InstanceState.DRAINING, InstanceState.TERMINATED, InstanceState.FAILED])
+def test_ready_of_an_instance_past_it_is_ignored(state: InstanceState) -> None:
+    world = World(recorded(state=state))
+
+    outcome = world.follow("lifecycle_instance_ready")
+
+    assert (outcome.event, outcome.reason) == ("event_ignored", f"{RECORDED_ID} is {state} already")
+    assert (world.logged, world.states) == ([], {RECORDED_ID: state.value})
+
+
+@pytest.mark.parametrize("event", ["lifecycle_state_change", "lifecycle_spot_interruption"])
+def test_replacement_is_asked_for_by_a_retry_when_the_first_attempt_could_not_say_so(event: str) -> None:
+    world = World(recorded(offering=a_spot_offering()))
+    world.events = MemoryEventPublisher(faults={"publish": DependencyUnavailable("the bus does not answer")})
+    with pytest.raises(DependencyUnavailable):
+        world.follow(event)
+
+    world.events = MemoryEventPublisher()
+    again = [world.follow(event).event for _ in range(3)]
+
+    assert [type(published) for published in world.events.events] == [InstanceInterrupted]
+    assert again[1:] == ["event_ignored", "event_ignored"]
+    assert again[0] != "event_ignored"
+
+
 @pytest.mark.parametrize("state", [InstanceState.SERVING, InstanceState.DRAINING])
 def test_drained_gives_the_instance_back(state: InstanceState) -> None:
     world = World(recorded(state=state))

@@ -17,7 +17,7 @@ import torch
 from moto import mock_aws
 
 from functions.spillover import app
-from functions.spillover.app import Runners, handler, run, warm_up
+from functions.spillover.app import Runners, handler, parse, run, warm_up
 from markserve import wiring
 from markserve.adapters.memory import MemoryBlobStore, MemoryModelRunner, MemoryModelStore
 from markserve.core.types import Tier
@@ -25,6 +25,7 @@ from markserve.errors import ConfigurationError, InferenceFailed
 from markserve.messages import Answer, AnswerError, InferenceRequest, ModelRecord, decode, encode
 from markserve.payloads import INLINE_INPUT_BYTES, offload_inputs
 from markserve.ports import ModelRunner
+from markserve.triggers import ModelWarmUp
 from tests.builders import MODEL, NOW_S, a_model_record, a_request, a_tensor
 
 EVENTS = Path(__file__).parents[2] / "events"
@@ -55,7 +56,9 @@ class Environment:
         return run(request, runners=self.runners, blobs=self.blobs, now_s=lambda: self.now_s)
 
     def warm_up(self, event: dict[str, Any]) -> dict[str, Any]:
-        return warm_up(event, runners=self.runners, now_s=lambda: self.now_s, sleep=self.slept.append)
+        command = parse(event)
+        assert isinstance(command, ModelWarmUp)
+        return warm_up(command, runners=self.runners, now_s=lambda: self.now_s, sleep=self.slept.append)
 
 
 def test_answer_says_how_it_came_about() -> None:

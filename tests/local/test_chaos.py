@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from chaos.attainment import shortfall
 from chaos.ledger import GONE, Entry, Ledger, Question
 from chaos.report import BEGIN, END, write_page
-from chaos.runner import Outcome, is_quiet
-from chaos.scenario import FAMILIES, load_scenarios, scenario
+from chaos.runner import Outcome, is_quiet, judge
+from chaos.scenario import FAMILIES, Scenario, load_scenarios, scenario
 from chaos.session import Report
 from cli.main import app
 
@@ -83,7 +85,76 @@ def test_every_family_has_scenarios_and_each_says_what_happens() -> None:
 
 def test_two_scenarios_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="two scenarios called 'worker-killed'"):
-        scenario("worker-killed", family=1)(next(iter(load_scenarios().values())).act)
+        scenario("worker-killed", family=1, floor=0.98)(next(iter(load_scenarios().values())).act)
+
+
+@pytest.mark.parametrize("said", [{}, {"floor": 0.98, "unjudged": "overload"}])
+def test_scenario_without_a_floor_says_why_and_one_with_it_does_not(said: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="needs a floor, or else the reason"):
+        scenario("new", family=1, **said)(next(iter(load_scenarios().values())).act)
+
+
+FLOORS = {
+    0.98: "worker-killed worker-hangs worker-slow spot-one planner-fails forecast-fails queue-duplicates queue-delays",
+    0.95: "workers-killed all-pools-dry partial-fulfilment spot-all",
+    None: "spot-all-in-burst results-throttled results-slow aws-restarted lambda-limit spillover-slow spillover-fails "
+    "front-times-out clock-skew stack-destroyed forecast-slow",
+}
+
+
+@pytest.mark.parametrize(("floor", "names"), FLOORS.items())
+def test_floor_is_what_the_fault_leaves_of_the_objective(floor: float | None, names: str) -> None:
+    known = load_scenarios()
+
+    assert {known[name].floor for name in names.split()} == {floor}
+    if floor is None:
+        assert {name for name, s in known.items() if s.floor is None} == set(names.split())
+
+
+@pytest.mark.parametrize(
+    ("in_time", "judged", "floor", "is_chance"),
+    [
+        (0, 0, 0.98, True),
+        (30, 30, 0.98, True),
+        (33 - 3, 33, 0.98, True),
+        (33 - 4, 33, 0.98, False),
+        (70, 74, 0.98, True),
+        (950, 1000, 0.98, False),
+        (72 - 9, 72, 0.95, False),
+        (72 - 8, 72, 0.95, True),
+    ],
+)
+def test_floor_allows_for_chance_and_for_no_more(in_time: int, judged: int, floor: float, is_chance: bool) -> None:
+    said = shortfall(in_time=in_time, judged=judged, floor=floor)
+
+    assert (said is None) is is_chance
+    assert said is None or said.startswith(f"{in_time} of {judged} requests in time, ")
+
+
+def judged(entries: list[Entry], **options: Any) -> Outcome:
+    """Judge a scenario of which nothing but its ledger is known."""
+    ledger = a_ledger()
+    ledger.entries = entries
+    stage: Any = SimpleNamespace(ledger=ledger, is_gone=False, notes=[])
+    watch: Any = SimpleNamespace(short_until_s=lambda: 0.0)
+    told = Scenario(name="new", family=1, summary="Something happens.", act=lambda _: iter(()), hold_s=0, recover_within_s=0, **options)
+    return judge(told, stage, watch, [], fault_at_s=100.0, started_at_s=97.0)
+
+
+def late(count: int, *, of: int, **fields: Any) -> list[Entry]:
+    return [an_entry(index=n, finished_at_s=103.0 if n < count else 100.5, **fields) for n in range(of)]
+
+
+def test_scenario_is_failed_by_attainment_below_its_floor_alone() -> None:
+    assert judged(late(3, of=33), floor=0.98).passed
+    assert judged(late(4, of=33), floor=0.98).breaches == ("29 of 33 requests in time, 87.9%: below the floor of 98%, a chance of 0.004",)
+    assert judged(late(33, of=33), unjudged="overload").passed
+
+
+def test_request_without_an_objective_is_not_judged_by_it() -> None:
+    outcome = judged([*late(0, of=30), *late(30, of=30, kind="async")], floor=0.98)
+
+    assert (outcome.attainment, outcome.passed) == (1.0, True)
 
 
 def an_outcome(**overrides: Any) -> Outcome:
@@ -98,6 +169,8 @@ def an_outcome(**overrides: Any) -> Outcome:
         "doubled": 0,
         "wrong": 0,
         "attainment": 0.95,
+        "floor": 0.98,
+        "unjudged": "",
         "recovery_s": 12.3,
         "seconds": 30.0,
         "breaches": (),
@@ -116,7 +189,7 @@ def test_page_keeps_its_prose_and_replaces_its_tables(tmp_path: Path) -> None:
     text = page.read_text()
     assert text.startswith("# Title")
     assert text.endswith("## Bugs\n")
-    assert "| `second` | 60 | 1 | 0 | 0 | 0 | 95.0% | 12 s | ok |" in text
+    assert "| `second` | 60 | 1 | 0 | 0 | 0 | 95.0% | 98% | 12 s | ok |" in text
     assert "`markserve chaos second`: One worker is killed. Found: it went well." in text
     assert "Not run, for lack of time: spot-all." in text
     assert "first" not in text

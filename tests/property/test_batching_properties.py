@@ -1,12 +1,15 @@
 """What batching guarantees whatever happens: nothing lost, nothing late by its own doing, limits respected."""
 
+from collections.abc import Iterable
 from itertools import pairwise
+from math import inf
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from markserve.core.batch_limits import EPSILON_S
 from markserve.core.batching import Batch, BatchAccumulator, BatchLimits, choose_batch_limits
 from markserve.core.profiles import LatencyEstimate
 from markserve.errors import InfeasibleSlo
@@ -157,7 +160,7 @@ class AccumulatorMachine(RuleBasedStateMachine):
         item = len(self.sizes)
         self.sizes[item] = size
         answer_by_s = None if slack_s is None else self.now_s + slack_s
-        self.finish_by_s[item] = float("inf") if answer_by_s is None else answer_by_s - 0.01
+        self.finish_by_s[item] = inf if answer_by_s is None else answer_by_s - 0.01
         if alone:
             self.isolated.add(item)
         into = self.accumulator.isolate if alone else self.accumulator.add
@@ -170,37 +173,74 @@ class AccumulatorMachine(RuleBasedStateMachine):
 
     @rule(idle=st.booleans(), rate=st.floats(min_value=0.0, max_value=500.0))
     def batch_is_taken(self, idle: bool, rate: float) -> None:
-        batch = self.accumulator.take(now_s=self.now_s, runner_idle=idle, arrival_rate_rps=rate)
-        if batch is None:
-            return
-        self.check(batch)
-        finish_s = self.now_s + self.accumulator.estimate.batch_latency_s(batch.size)
-        assert all(finish_s <= self.finish_by_s[item] + 1e-5 for item in batch.items)
+        self.hopeless_items_are_fetched()
+        self.take(idle=idle, rate=rate)
 
     @rule(idle=st.booleans(), rate=st.floats(min_value=0.0, max_value=500.0))
     def due_instant_is_kept(self, idle: bool, rate: float) -> None:
-        self.left += self.accumulator.hopeless(self.now_s)
+        self.hopeless_items_are_fetched()
         due_s = self.accumulator.due_at_s(now_s=self.now_s, runner_idle=idle, arrival_rate_rps=rate)
         if due_s is None:
-            assert self.accumulator.take(now_s=self.now_s, runner_idle=idle, arrival_rate_rps=rate) is None
+            assert self.take(idle=idle, rate=rate) is None
             return
         assert due_s >= self.now_s
         self.now_s = due_s
-        batch = self.accumulator.take(now_s=due_s, runner_idle=idle, arrival_rate_rps=rate)
-        assert batch is not None
-        self.check(batch)
+        assert self.take(idle=idle, rate=rate) is not None
 
     @rule()
     def hopeless_items_are_fetched(self) -> None:
-        self.left += self.accumulator.hopeless(self.now_s)
+        given_up = self.accumulator.hopeless(self.now_s)
+        assert [item for item in given_up if self.has_time_left(item)] == []
+        self.left += given_up
         assert self.accumulator.hopeless(self.now_s) == []
 
     @rule()
     def everything_is_drained(self) -> None:
-        self.left += self.accumulator.hopeless(self.now_s)
+        self.hopeless_items_are_fetched()
         for batch in self.accumulator.drain():
             self.check(batch)
         assert len(self.accumulator) == 0
+
+    def take(self, *, idle: bool, rate: float) -> Batch[int] | None:
+        """Take a batch from a store that holds nothing hopeless: all of the batch is in time, and what it gives up it has to."""
+        waiting = sum(self.sizes[item] for item in self.held() if self.is_in_time(item))
+        batch = self.accumulator.take(now_s=self.now_s, runner_idle=idle, arrival_rate_rps=rate)
+        if batch is not None:
+            self.check(batch)
+            finish_s = self.now_s + self.accumulator.estimate.batch_latency_s(batch.size)
+            assert all(finish_s <= self.finish_by_s[item] + 1e-5 for item in batch.items)
+        given_up = self.accumulator.hopeless(self.now_s)
+        self.left += given_up
+        self.check_given_up(filter(self.has_time_left, given_up), batch, waiting=waiting, rate=rate)
+        return batch
+
+    def check_given_up(self, heads: Iterable[int], batch: Batch[int] | None, *, waiting: int, rate: float) -> None:
+        """Hold `take` to its only reason for giving up what could be run alone: batches as small as that allows would not keep up."""
+        limit = self.accumulator.limits.max_batch_size
+        for item in sorted(heads, key=lambda item: (self.finish_by_s[item], item)):
+            assert batch is not None
+            rows = waiting + sum(self.sizes[other] for other in batch.items if self.finish_by_s[other] == inf)
+            fitting = self.rows_within(self.finish_by_s[item] - self.now_s + EPSILON_S)
+            too_slow = rate * self.accumulator.estimate.batch_latency_s(max(fitting, 1)) > fitting
+            assert too_slow or rows - fitting > limit
+            assert min(rows - self.sizes[item], limit) > fitting, "nobody gains by it"
+            waiting -= self.sizes[item]
+
+    def held(self) -> set[int]:
+        """Items with a deadline that share batches and have not left."""
+        return {item for item, finish_by_s in self.finish_by_s.items() if finish_by_s < inf} - set(self.left) - self.isolated
+
+    def is_in_time(self, item: int) -> bool:
+        return self.now_s + self.accumulator.estimate.batch_latency_s(self.sizes[item]) <= self.finish_by_s[item] + EPSILON_S
+
+    def has_time_left(self, item: int) -> bool:
+        """Whether it would be in time if it ran alone, at once, and not by a hair."""
+        return self.now_s + self.accumulator.estimate.batch_latency_s(self.sizes[item]) <= self.finish_by_s[item] - EPSILON_S
+
+    def rows_within(self, slack_s: float) -> int:
+        """Most rows of a batch that is done within `slack_s`."""
+        sizes = range(1, self.accumulator.limits.max_batch_size + 1)
+        return max((rows for rows in sizes if self.accumulator.estimate.batch_latency_s(rows) <= slack_s), default=0)
 
     def check(self, batch: Batch[int]) -> None:
         assert batch.items

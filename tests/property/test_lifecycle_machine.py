@@ -33,7 +33,7 @@ from markserve.core.lifecycle import LEGAL_TRANSITIONS, states_before
 from markserve.core.tunables import Tunables
 from markserve.core.types import Instance, InstanceState
 from markserve.errors import DependencyUnavailable, StaleWrite
-from markserve.lifecycle_events import INTERRUPTION_MEMORY_S
+from markserve.lifecycle_events import INTERRUPTION_MEMORY_S, Notification
 from markserve.messages import InstanceDrained, InstanceInterrupted, InstanceReady, encode
 from tests.builders import MODEL, NOW_S, a_drain, a_launch, a_spot_offering, a_terminate, an_observed_instance, an_offering, worker_stats
 from tests.functions.test_plan import RECORD, SETTINGS
@@ -77,7 +77,8 @@ class LifecycleMachine(RuleBasedStateMachine):
         self.instances = CrashingRegistry()
         self.control = MemoryControlStore()
         self.fleet = MemoryFleet(now=lambda: self.now_s, zones=("us-east-1a", "us-east-1b"))
-        self.publisher = MemoryEventPublisher()
+        self.bus_faults: dict[str, Exception] = {}
+        self.publisher = MemoryEventPublisher(faults=self.bus_faults)
         self.parameters = MemoryParameterSource(CEILINGS)
         self.models, self.windows, self.spillover = MemoryModelStore(RECORD), MemoryWindowStore(), MemorySpilloverInvoker()
         self.actions: list[Any] = []
@@ -106,7 +107,7 @@ class LifecycleMachine(RuleBasedStateMachine):
         return [] if planned.record is None else list(planned.record.actions)
 
     def deliver(self, command: Any) -> None:
-        before = len(self.publisher.events)
+        before, alive = len(self.publisher.events), {i.instance_id for i in self.instances.list() if i.is_alive}
         # What fails the state machine or EventBridge delivers again: another rule's turn.
         with suppress(DependencyUnavailable):
             lifecycle.run(
@@ -122,6 +123,9 @@ class LifecycleMachine(RuleBasedStateMachine):
         for event in self.publisher.events[before:]:
             assert isinstance(event, InstanceInterrupted)
             self.published_at_s.setdefault(event.instance_id, []).append(self.now_s)
+        if isinstance(command, Notification):
+            lost = {i.instance_id for i in self.instances.list() if i.state is InstanceState.FAILED} & alive
+            assert lost <= set(self.published_at_s), "written off, and nobody was asked for another: a retry finds nothing to do"
 
     @rule()
     def control_cycle_plans(self) -> None:
@@ -168,6 +172,12 @@ class LifecycleMachine(RuleBasedStateMachine):
     @rule(is_down=st.booleans())
     def cloud_api_answers_or_not(self, is_down: bool) -> None:
         self.fleet.unavailable = is_down
+
+    @rule(is_down=st.booleans())
+    def bus_takes_events_or_not(self, is_down: bool) -> None:
+        self.bus_faults.clear()
+        if is_down:
+            self.bus_faults["publish"] = DependencyUnavailable("the bus does not answer")
 
     @rule(is_down=st.booleans())
     def registry_takes_new_instances_or_not(self, is_down: bool) -> None:

@@ -37,13 +37,13 @@ class DeletesFirst(Mailbox):
     def deliver(self, finished: Finished) -> bool:
         self.forget([finished.received])
         self.flush()
-        return self._store(finished.answer) is not None
+        return self._store(finished.answer, accepted_only=False) is not None
 
 
 class LastWriterWins(MemoryResultStore):
     """Writes without a condition."""
 
-    def put_answer(self, answer: Answer, **_: float) -> bool:
+    def put_answer(self, answer: Answer, **_: Any) -> bool:
         known = self._results.get(answer.request_id, StoredResult(request_id=answer.request_id, answer=None))
         self._results[answer.request_id] = msgspec.structs.replace(known, answer=answer)
         return True

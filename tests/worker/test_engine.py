@@ -340,3 +340,18 @@ def test_poison_that_somebody_answered_meanwhile_is_not_buried() -> None:
     rig.engine.tidy()
 
     assert (rig.queue.dead_letters, rig.queue.depth()) == ([], 0)
+
+
+def test_answer_that_outlives_its_acceptance_is_kept_for_nobody() -> None:
+    """A dead letter that is driven back to its queue days later, say: its client can no longer ask for the answer."""
+    rig = Rig()
+    rig.queue.send(a_request(request_id="old", arrival_at_s=NOW_S - 90_000.0, deadline_at_s=None, spill_at_s=None, accepted=True))
+
+    rig.receive()
+    assert rig.run_one()
+    rig.engine.tidy()
+
+    assert rig.results.get("old") is None
+    rig.clock.pause(60.0)
+    assert rig.queue.depth() == 0
+    assert rig.queue.dead_letters == []

@@ -25,7 +25,7 @@ def carry_out(action: Action, ctx: LifecycleContext) -> Outcome:
     the fleet's own idempotency and the registry's conditional writes.
     """
     name = f"action/{action.action_id}"
-    if name in ctx.control.claims(name, now_s=ctx.now_s):
+    if ctx.is_done(name):
         return Outcome(event="action_repeated", reason=f"{action.action_id} was done before", count=0)
     match action:
         case LaunchInstances():
@@ -40,7 +40,7 @@ def carry_out(action: Action, ctx: LifecycleContext) -> Outcome:
             ctx.log(outcome, model=action.model, subject=action.plan_id, environments=action.environments)
         case _:
             assert_never(action)
-    ctx.control.claim(name, now_s=ctx.now_s, for_s=ACTION_MEMORY_S)
+    ctx.mark_done(name, for_s=ACTION_MEMORY_S)
     return outcome
 
 

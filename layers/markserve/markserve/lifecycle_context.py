@@ -59,6 +59,14 @@ class LifecycleContext:
             return False
         return True
 
+    def is_done(self, name: str) -> bool:
+        """Whether something that happens once has happened."""
+        return name in self.control.claims(name, now_s=self.now_s)
+
+    def mark_done(self, name: str, *, for_s: float) -> None:
+        """Remember that it has, after it did: a retry after a failure has to act."""
+        self.control.claim(name, now_s=self.now_s, for_s=for_s)
+
     def mark_dry(self, offering: Offering) -> None:
         """Keep the planner from buying of a pool for `DRY_POOL_S`."""
         self.control.claim(f"unavailable/{offering.key}", now_s=self.now_s, for_s=DRY_POOL_S)

@@ -10,18 +10,20 @@ import msgspec
 from markserve.core.lifecycle import observe_cloud_state
 from markserve.core.types import CapacityType, Instance, InstanceState
 from markserve.lifecycle_context import ALREADY_STARTED, DRY_POOL_S, LifecycleContext, Outcome
-from markserve.messages import InstanceDrained, InstanceInterrupted, InstanceReady, decode, encode, from_plain
+from markserve.messages import Id, InstanceDrained, InstanceInterrupted, InstanceReady, Name, from_plain
 from markserve.telemetry import logger
 
 INTERRUPTION_MEMORY_S = 600.0
 """A notice is acted on once; two minutes later the instance is gone."""
+READY_MEMORY_S = 86_400.0
+"""An instance comes to serve once; EventBridge gives up on an event after a day."""
 
 
 class Notification(msgspec.Struct, frozen=True, kw_only=True):
     """An EventBridge event, as far as it is read here."""
 
-    source: str
-    detail_type: str = msgspec.field(name="detail-type")
+    source: Name
+    detail_type: Name = msgspec.field(name="detail-type")
     detail: dict[str, Any]
 
 
@@ -32,8 +34,8 @@ class Ec2Detail(msgspec.Struct, frozen=True, kw_only=True):
     .../monitoring-instance-state-changes.html
     """
 
-    instance_id: str = msgspec.field(name="instance-id")
-    state: str = ""
+    instance_id: Id = msgspec.field(name="instance-id")
+    state: Name = ""
 
 
 def _of_ours(detail: Mapping[str, Any], ctx: LifecycleContext) -> tuple[Ec2Detail, Instance | None]:
@@ -50,16 +52,18 @@ def _follow_state(detail: Mapping[str, Any], ctx: LifecycleContext) -> Outcome:
     changed, instance = _of_ours(detail, ctx)
     if instance is None:
         return _not_ours(changed.instance_id)
+    ignored = Outcome(event="event_ignored", reason=f"{instance.instance_id} is {instance.state}: {changed.state} changes nothing", count=0)
     decision = observe_cloud_state(instance, changed.state)
-    if decision is None or decision.state is None or not ctx.transition(instance.instance_id, decision.state, decision.reason):
-        return Outcome(
-            event="event_ignored", reason=f"{instance.instance_id} is {instance.state}: {changed.state} changes nothing", count=0
-        )
+    if decision is None or decision.state is None:
+        return ignored
     if decision.state is InstanceState.FAILED:
-        # Capacity is gone without a drain: a spot interruption whose notice was lost, or somebody's hand.
+        # Capacity is gone without a drain: a spot interruption whose notice was lost, or somebody's hand. Said before it is recorded:
+        # a retry of this event would find nothing left to do.
         if instance.offering.capacity_type is CapacityType.SPOT:
             ctx.mark_dry(instance.offering)
         _ask_for_replacement(instance, f"state_{changed.state}", ctx)
+    if not ctx.transition(instance.instance_id, decision.state, decision.reason):
+        return ignored
     outcome = Outcome(event=f"instance_{decision.state}", reason=decision.reason)
     return ctx.log(outcome, model=instance.model, subject=instance.instance_id)
 
@@ -101,26 +105,34 @@ def _ended_long_ago(instance: Instance, ctx: LifecycleContext) -> bool:
 
 
 def _ask_for_replacement(instance: Instance, notice: str, ctx: LifecycleContext) -> bool:
-    if not ctx.control.claim(f"interrupted/{instance.instance_id}", now_s=ctx.now_s, for_s=INTERRUPTION_MEMORY_S):
+    name = f"interrupted/{instance.instance_id}"
+    if ctx.is_done(name):
         return False
     ctx.events.publish(InstanceInterrupted(model=instance.model, instance_id=instance.instance_id, at_s=ctx.now_s, notice=notice))
+    ctx.mark_done(name, for_s=INTERRUPTION_MEMORY_S)
     return True
 
 
 def _follow_ready(detail: Mapping[str, Any], ctx: LifecycleContext) -> Outcome:
-    ready = decode(encode(detail), InstanceReady)
+    ready = from_plain(detail, InstanceReady)
     instance = ctx.find(ready.instance_id)
     if instance is None:
         return _not_ours(ready.instance_id)
     # The worker has recorded this itself, unless that write was lost.
-    ctx.transition(ready.instance_id, InstanceState.SERVING, "the worker reports that it serves")
+    if not ctx.transition(ready.instance_id, InstanceState.SERVING, "the worker reports that it serves"):
+        instance = ctx.find(ready.instance_id) or instance
+    name = f"serving/{ready.instance_id}"
+    if instance.state not in ALREADY_STARTED or ctx.is_done(name):
+        return Outcome(event="event_ignored", reason=f"{ready.instance_id} is {instance.state} already", count=0)
     took_s = ready.at_s - instance.requested_at_s
     outcome = Outcome(event="instance_serving", reason=f"serves {took_s:.1f} s after its request")
-    return ctx.log(outcome, model=ready.model, subject=ready.instance_id, launch_s=round(took_s, 3), offering=instance.offering.key)
+    ctx.log(outcome, model=ready.model, subject=ready.instance_id, launch_s=round(took_s, 3), offering=instance.offering.key)
+    ctx.mark_done(name, for_s=READY_MEMORY_S)
+    return outcome
 
 
 def _follow_drained(detail: Mapping[str, Any], ctx: LifecycleContext) -> Outcome:
-    drained = decode(encode(detail), InstanceDrained)
+    drained = from_plain(detail, InstanceDrained)
     instance = ctx.find(drained.instance_id)
     if instance is None:
         return _not_ours(drained.instance_id)

@@ -6,6 +6,7 @@ consumer can count it and move on. Raw tensor bytes are little-endian and row-ma
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -14,6 +15,17 @@ from markserve.core.types import Forecast, Offering, Tier
 from markserve.errors import InvalidRequest
 
 SCHEMA_VERSION = 1
+NAME_MAX_CHARACTERS = 512
+"""Of a name that something is stored under: a sort key holds 1,024 bytes."""
+REASON_MAX_CHARACTERS = 300
+"""Of what is said about a payload that is refused: a decoder's message may quote all of it."""
+
+Name = Annotated[str, msgspec.Meta(max_length=NAME_MAX_CHARACTERS)]
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_MAX_CHARACTERS)]
+Seconds = Annotated[float, msgspec.Meta(gt=-1e11, lt=1e11)]
+"""Of a size at which a clock still tells differences: an absurd one must not become a wait."""
+Instant = Annotated[float, msgspec.Meta(ge=0, lt=1e11)]
+"""Seconds since the epoch, of at most the eleven digits that sort keys are padded to."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
@@ -40,13 +52,9 @@ def decode(payload: bytes | str, message_type: type[MessageT]) -> MessageT:
     """
     try:
         message = msgspec.json.decode(payload, type=message_type)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"not a valid {message_type.__name__}: {error}") from error
-    if message.schema_version != SCHEMA_VERSION:
-        raise InvalidRequest(
-            f"{message_type.__name__} of schema_version {message.schema_version}; this build reads {SCHEMA_VERSION}",
-            field="schema_version",
-        )
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise _not_valid(message_type, error) from error
+    _check_version(message)
     return message
 
 
@@ -59,12 +67,44 @@ def from_plain(value: object, expected_type: type[PlainT]) -> PlainT:
     Raises
     ------
     InvalidRequest
-        Naming the field that is wrong.
+        Naming the field that is wrong, or the schema version that this build does not read.
     """
     try:
-        return msgspec.convert(value, expected_type)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(f"not a valid {getattr(expected_type, '__name__', 'payload')}: {error}") from error
+        _check_plain(value)
+        converted = msgspec.convert(value, expected_type)
+    except (msgspec.ValidationError, ValueError, RecursionError, OverflowError) as error:
+        raise _not_valid(expected_type, error) from error
+    if isinstance(converted, Message):
+        _check_version(converted)
+    return converted
+
+
+def _check_plain(value: object) -> None:
+    """Refuse what no JSON text says and Python's decoder lets through: NaN, infinity, half a surrogate pair."""
+    pending: list[Any] = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str):
+            if not item.isascii():
+                item.encode()
+        elif isinstance(item, float):
+            if not math.isfinite(item):
+                raise ValueError(f"{item} is not a number")
+        elif isinstance(item, dict):
+            pending += item
+            pending += item.values()
+        elif isinstance(item, list):
+            pending += item
+
+
+def _not_valid(expected_type: object, error: Exception) -> InvalidRequest:
+    return InvalidRequest(f"not a valid {getattr(expected_type, '__name__', 'payload')}: {str(error)[:REASON_MAX_CHARACTERS]}")
+
+
+def _check_version(message: Message) -> None:
+    if message.schema_version != SCHEMA_VERSION:
+        told = f"{type(message).__name__} of schema_version {message.schema_version}; this build reads {SCHEMA_VERSION}"
+        raise InvalidRequest(told, field="schema_version")
 
 
 def to_plain(message: object) -> Any:
@@ -105,24 +145,26 @@ class Stack(msgspec.Struct, frozen=True):
 class InferenceRequest(Message, frozen=True, kw_only=True):
     """One accepted request, on its way to a worker or to the spillover function."""
 
-    request_id: str
+    request_id: Id
     model: str
     model_version: str
-    arrival_at_s: float
+    arrival_at_s: Seconds
     inputs: tuple[Tensor, ...] = ()
     inputs_ref: str | None = None
     """Object key of the inputs when they are too large to travel inline."""
     output_names: tuple[str, ...] = ()
     """Outputs asked for; empty means all."""
-    deadline_at_s: float | None = None
+    deadline_at_s: Seconds | None = None
     """None for async requests: they are never dropped."""
-    spill_at_s: float | None = None
+    spill_at_s: Seconds | None = None
     """When the front stops waiting and spills: no worker should start what cannot finish by then."""
-    reply_overhead_s: float = 0.0
+    reply_overhead_s: Seconds = 0.0
     """Time from a finished computation to the client's answer, as the front measures it."""
     trace_id: str | None = None
     suspect: bool = False
     """A worker that held it died: it must run alone. A fresh copy carries this, since its receive count starts anew."""
+    accepted: bool = False
+    """Whether its acceptance is recorded, for a day: its answer is kept beside that, or for nobody."""
 
     def as_suspect(self) -> InferenceRequest:
         """Return a copy that will run alone."""
@@ -279,15 +321,15 @@ class ClientRecord(Message, frozen=True, kw_only=True):
 
 # --- metrics ----------------------------------------------------------------------------------------------
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
-"""Refused when negative: counts are added up, so one bad report would spoil a window for good."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=10**9)]
+"""Refused when negative, or more than a front could count: counts are added up, so one bad report would spoil a window for good."""
 
 
 class OutcomeCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Outcomes of one model's requests that arrived in one window, for one tier, class and version."""
 
-    model: str
-    window_at_s: float
+    model: Name
+    window_at_s: Instant
     tier: Tier | None
     """None for requests that were rejected before any tier saw them."""
     ok: Count = 0
@@ -321,8 +363,8 @@ class OutcomeCounts(msgspec.Struct, frozen=True, kw_only=True):
 class ArrivalCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Arrivals of one model in one window."""
 
-    model: str
-    window_at_s: float
+    model: Name
+    window_at_s: Instant
     count: Count
 
 
@@ -332,11 +374,11 @@ class MetricsBatch(Message, frozen=True, kw_only=True):
     `batch_id` makes redelivery harmless: a batch is counted once.
     """
 
-    batch_id: str
-    sent_at_s: float
+    batch_id: Id
+    sent_at_s: Instant
     arrivals: tuple[ArrivalCounts, ...] = ()
     outcomes: tuple[OutcomeCounts, ...] = ()
-    tick_at_s: float | None = None
+    tick_at_s: Instant | None = None
     """Set by the control cycle: windows shortly before it are known, so their absence means zero."""
 
 
@@ -353,11 +395,11 @@ class ArrivalWindow(msgspec.Struct, frozen=True, kw_only=True):
 class LaunchInstances(msgspec.Struct, frozen=True, kw_only=True, tag="launch_instances", tag_field="action"):
     """Buy `count` instances of an offering for a model."""
 
-    action_id: str
-    model: str
+    action_id: Id
+    model: Name
     offering: Offering
-    count: int
-    plan_id: str
+    count: Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+    plan_id: Name
     reason: str
     purpose: str = ""
     """Empty to serve; else the measurement that the instance is for."""
@@ -366,20 +408,20 @@ class LaunchInstances(msgspec.Struct, frozen=True, kw_only=True, tag="launch_ins
 class DrainInstance(msgspec.Struct, frozen=True, kw_only=True, tag="drain_instance", tag_field="action"):
     """Stop giving an instance work; it finishes what it holds."""
 
-    action_id: str
-    model: str
-    instance_id: str
-    plan_id: str
+    action_id: Id
+    model: Name
+    instance_id: Id
+    plan_id: Name
     reason: str
 
 
 class TerminateInstance(msgspec.Struct, frozen=True, kw_only=True, tag="terminate_instance", tag_field="action"):
     """Give an instance back: it has drained, failed, or is an orphan."""
 
-    action_id: str
-    model: str
-    instance_id: str
-    plan_id: str
+    action_id: Id
+    model: Name
+    instance_id: Id
+    plan_id: Name
     reason: str
     failed: bool = False
 
@@ -387,10 +429,10 @@ class TerminateInstance(msgspec.Struct, frozen=True, kw_only=True, tag="terminat
 class WarmSpillover(msgspec.Struct, frozen=True, kw_only=True, tag="warm_spillover", tag_field="action"):
     """Keep `environments` spillover environments warm for a model."""
 
-    action_id: str
-    model: str
-    environments: int
-    plan_id: str
+    action_id: Id
+    model: Name
+    environments: Annotated[int, msgspec.Meta(ge=0, le=1000)]
+    plan_id: Name
     reason: str
 
 
@@ -398,10 +440,10 @@ Action = LaunchInstances | DrainInstance | TerminateInstance | WarmSpillover
 
 
 class _Measurement(msgspec.Struct, frozen=True, kw_only=True, tag_field="measurement"):
-    run_id: str
+    run_id: Id
     """The state machine's execution."""
-    model: str
-    instance_type: str
+    model: Name
+    instance_type: Name
 
     @property
     def name(self) -> str:
@@ -424,9 +466,9 @@ class EndMeasurement(_Measurement, frozen=True, kw_only=True, tag="end"):
 class StoreMeasurements(msgspec.Struct, frozen=True, kw_only=True, tag_field="measurement", tag="store"):
     """Make the results of a run the model's profiles."""
 
-    run_id: str
-    model: str
-    instance_types: tuple[str, ...]
+    run_id: Id
+    model: Name
+    instance_types: Annotated[tuple[Name, ...], msgspec.Meta(max_length=100)]
 
 
 MeasurementStep = StartMeasurement | CheckMeasurement | EndMeasurement | StoreMeasurements
@@ -600,25 +642,25 @@ class TrainingPaused(Message, frozen=True, kw_only=True):
 class InstanceReady(Message, frozen=True, kw_only=True):
     """Event: a worker has warmed up and serves."""
 
-    model: str
-    instance_id: str
-    at_s: float
+    model: Name
+    instance_id: Id
+    at_s: Instant
 
 
 class InstanceDrained(Message, frozen=True, kw_only=True):
     """Event: a worker finished everything it held and stopped."""
 
-    model: str
-    instance_id: str
-    at_s: float
+    model: Name
+    instance_id: Id
+    at_s: Instant
     reason: str
 
 
 class InstanceInterrupted(Message, frozen=True, kw_only=True):
     """Event: the cloud will take an instance back; a plan should replace it now."""
 
-    model: str
-    instance_id: str
-    at_s: float
+    model: Name
+    instance_id: Id
+    at_s: Instant
     notice: str
     """What was said: spot_interruption_warning or rebalance_recommendation."""

@@ -87,8 +87,12 @@ class ResultStore(Protocol):
     ) -> bool:
         """Record that a request was accepted, and for whom; False when the id is already known."""
 
-    def put_answer(self, answer: Answer, *, expires_at_s: float) -> bool:
-        """Record the answer unless there is one already; True when this one is now *the* answer."""
+    def put_answer(self, answer: Answer, *, expires_at_s: float, accepted_only: bool = False) -> bool:
+        """Record the answer unless there is one already; True when this one is now *the* answer.
+
+        With `accepted_only` an answer is kept only beside the record of its acceptance: one that outlives that would be nobody's, and
+        stand in the way of whoever uses the same key again.
+        """
 
     def get(self, request_id: str) -> StoredResult | None:
         """Read consistently; None when nothing is known of the id."""

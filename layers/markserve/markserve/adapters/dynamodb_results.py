@@ -48,14 +48,15 @@ class DynamoResultStore:
             item["deadline_at_s"] = number(deadline_at_s)
         return self._table.put(item, condition="attribute_not_exists(request_id) OR write_id = :write_id", write_id=write_id)
 
-    def put_answer(self, answer: Answer, *, expires_at_s: float) -> bool:
+    def put_answer(self, answer: Answer, *, expires_at_s: float, accepted_only: bool = False) -> bool:
         payload = encode(answer)
         if len(payload) > MAX_ANSWER_BYTES:
             raise PayloadTooLarge(f"answer of {len(payload)} bytes exceeds the results table's {MAX_ANSWER_BYTES}", field="outputs")
+        is_first = "attribute_exists(request_id) AND attribute_not_exists(answer)" if accepted_only else "attribute_not_exists(answer)"
         item = self._table.update(
             {"request_id": answer.request_id},
             "SET answer = :answer, expires_at_s = :expires_at_s",
-            condition="attribute_not_exists(answer) OR answer = :answer",
+            condition=f"{is_first} OR answer = :answer",
             answer={"B": payload},
             expires_at_s=expiry(expires_at_s),
         )

@@ -17,6 +17,7 @@ from markserve.core.tunables import Tunables, apply_overrides
 from markserve.errors import InvalidRequest, PayloadTooLarge
 from markserve.messages import InferenceRequest, Message, MetricsBatch, decode, encode
 from markserve.ports import ReceivedRequest
+from markserve.refusals import log_refusal
 
 
 @dataclass
@@ -96,6 +97,7 @@ class MemoryWorkQueue:
         try:
             request = decode(envelope.body, InferenceRequest)
         except InvalidRequest as error:
+            log_refusal("work message", error, message_id=str(key))
             self._bury(key, str(error))
             return None
         receipt = f"{key}.{envelope.receive_count}"

@@ -17,6 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from markserve.errors import ConfigurationError, DependencyUnavailable, InvalidRequest, MarkserveError, PayloadTooLarge, Throttled
 from markserve.messages import InferenceRequest, MetricsBatch, decode, encode
 from markserve.ports import ReceivedRequest
+from markserve.refusals import log_refusal
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
@@ -69,6 +70,7 @@ class SqsWorkQueue:
         try:
             request = decode(message["Body"], InferenceRequest)
         except InvalidRequest as error:
+            log_refusal("work message", error, message_id=message["MessageId"])
             self._bury(message["Body"], message["ReceiptHandle"], reason=str(error))
             return None
         count = int(message["Attributes"]["ApproximateReceiveCount"])

@@ -19,6 +19,9 @@ from markserve.errors import InvalidRequest, PayloadTooLarge
 MAX_BODY_BYTES = 10 * 1024 * 1024
 """API Gateway's own limit; it also bounds what a compressed body may expand to."""
 
+EPOCH_END_MS = 1e14
+"""Of instants that are taken; beyond, a float no longer tells milliseconds apart."""
+
 ANONYMOUS = "anonymous"
 
 OPERATE_SCOPE = "markserve:operate"
@@ -91,7 +94,7 @@ class HttpResponse:
         return {"statusCode": self.status, "headers": headers, "body": base64.b64encode(self.body).decode(), "isBase64Encoded": True}
 
 
-def request_from_event(event: Mapping[str, Any]) -> HttpRequest:
+def request_from_event(event: Any) -> HttpRequest:
     """Read an API Gateway event of payload format 2.0.
 
     Raises
@@ -103,9 +106,9 @@ def request_from_event(event: Mapping[str, Any]) -> HttpRequest:
         context = event["requestContext"]
         headers = {str(name).lower(): str(value) for name, value in (event.get("headers") or {}).items()}
         return HttpRequest(
-            method=context["http"]["method"],
+            method=str(context["http"]["method"]),
             path=_path(str(event["rawPath"]), str(context.get("stage", "$default"))),
-            arrival_at_s=context["timeEpoch"] / 1000,
+            arrival_at_s=_instant_s(context["timeEpoch"]),
             headers=headers,
             raw_body=_body(event.get("body") or "", is_base64=bool(event.get("isBase64Encoded"))),
             client=_client(context.get("authorizer") or {}, headers),
@@ -113,8 +116,14 @@ def request_from_event(event: Mapping[str, Any]) -> HttpRequest:
             operator=_is_operator(context.get("authorizer") or {}),
             **_quota((context.get("authorizer") or {}).get("lambda") or {}),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InvalidRequest(f"not an HTTP API event of payload format 2.0: {error!r}", field="event") from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise InvalidRequest(f"not an HTTP API event of payload format 2.0: {repr(error)[:200]}", field="event") from error
+
+
+def _instant_s(epoch_ms: float) -> float:
+    if not 0 <= epoch_ms < EPOCH_END_MS:
+        raise ValueError(f"timeEpoch {epoch_ms}")
+    return epoch_ms / 1000
 
 
 def _path(raw_path: str, stage: str) -> str:
