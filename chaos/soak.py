@@ -35,6 +35,9 @@ WARM_MARGIN = 1.5
 ALLOWED_SETUP_S = 600.0
 """Environments are kept for all of the run, as provisioned concurrency does: those that a steady load needs only now and then would be
 reaped after five minutes, and a dozen started at once take both cores from everything else for half a minute. AWS's take nobody's."""
+SCALE_IN_CYCLES = "60"
+"""Five minutes, as cycles last 5 s and not a minute. A worker's start takes as many seconds of the shared cores as ever, so that
+a fleet which follows every 10 s of a steady load is busy starting workers."""
 WARM_UP_SHARE = 0.25
 """Of the time: caches fill, environments and workers start; growth there is no leak."""
 SAMPLE_EVERY_S = 10.0
@@ -106,7 +109,7 @@ def run_soak(*, minutes: float, rate_rps: float, seed: int, note: Callable[[str]
         max_hourly_cost_usd=MAX_HOURLY_COST_USD,
         warm_api_environments=max(16, round(WARM_MARGIN * rate_rps * STAY_S)),
         warm_lambda_ttl_s=ALLOWED_SETUP_S + 60 * minutes,
-        parameters={name: text for name, text in PARAMETERS.items() if name != "scale-in-cycles"},
+        parameters=PARAMETERS | {"scale-in-cycles": SCALE_IN_CYCLES},
     )
     with LocalSystem(config=config, note=note) as system:
         questions = questions_for(system, wiring.models().get(MODEL), system.model.artefact)
