@@ -96,8 +96,8 @@ def test_an_answer_given_out_unrecorded_is_found(monkeypatch: pytest.MonkeyPatch
 class BuriesWhatWasAnswered(Mailbox):
     """Moves a message that looks like poison to the dead-letter queue, whatever its answer."""
 
-    def _store(self, answer: Answer) -> bool | None:
-        return None if super()._store(answer) is None else True
+    def _store(self, answer: Answer, *, accepted_only: bool) -> bool | None:
+        return None if super()._store(answer, accepted_only=accepted_only) is None else True
 
 
 def test_burying_what_was_answered_is_found() -> None:
