@@ -135,6 +135,11 @@ class GatedQueue(MemoryWorkQueue):
         """Give back."""
         gated(self._world, f"release {sorted(receipts)}", lambda: super(GatedQueue, self).release(receipts), lambda _: "")
 
+    def extend(self, receipts: Sequence[str], *, for_s: float) -> None:
+        """Keep hidden."""
+        run = super().extend
+        gated(self._world, f"extend {sorted(receipts)}", lambda: run(receipts, for_s=for_s), lambda _: "")
+
     def reject(self, received: ReceivedRequest, *, reason: str) -> None:
         """Bury."""
         gated(self._world, f"reject {received.receipt}", lambda: super(GatedQueue, self).reject(received, reason=reason), lambda _: "")

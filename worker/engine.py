@@ -13,6 +13,7 @@ from math import inf
 from markserve.core.batching import Batch
 from markserve.core.tunables import Tunables
 from markserve.core.types import Tier, WorkerStats
+from markserve.core.visibility import Run
 from markserve.errors import InferenceFailed, InvalidRequest, Transient
 from markserve.messages import Answer, AnswerError
 from markserve.ports import ModelRunner, WorkQueue
@@ -64,7 +65,7 @@ class Engine:
         self._receivers = receivers
         self._asked = 0  # messages that receive calls under way may bring
         self._polls = 0  # receive calls under way
-        self._run_ends_s = 0.0  # when the running batch should be done
+        self._run_started_s = self._run_ends_s = 0.0  # of the running batch, by its estimate
         self._held_rows = 0
         self._suspect_held = False
         self._queue_was_empty = False
@@ -116,6 +117,7 @@ class Engine:
         try:
             received = self._queue.receive(max_messages=wanted, wait_s=self._receive_wait_s)
             now_s = self._clock()
+            self._mailbox.hold(received, now_s=now_s)
             with self.changed:
                 requests = [one.request for one in received]
                 is_full = len(received) == wanted
@@ -213,12 +215,15 @@ class Engine:
             if batch is not None:
                 self._held_rows -= batch.size
                 self._running = len(batch.items)
+                self._run_started_s = now_s
                 self._run_ends_s = now_s + self._pacing.accumulator.estimate.batch_latency_s(batch.size)
             self._dropped += len(hopeless)
             self.changed.notify_all()
         self._mailbox.forget(work.received for work in hopeless)
         for work in unfinishable:
             self._mailbox.give_back(work.received)
+        if batch is not None:
+            self._mailbox.expect((work.received for work in batch.items), finish_at_s=self._run_ends_s)
         return batch
 
     def run(self, batch: Batch[Work]) -> list[Finished]:
@@ -298,6 +303,12 @@ class Engine:
             if finished.is_suspect:
                 self._suspect_held = False
             self.changed.notify_all()
+
+    def keep_hidden(self) -> None:
+        """See to it that no message becomes visible to others while it is held."""
+        with self.changed:
+            run = Run(started_at_s=self._run_started_s, ends_at_s=self._run_ends_s) if self._running else None
+        self._mailbox.keep_hidden(run)
 
     def tidy(self) -> None:
         """Once in a while: delete what is left over, and look how much waits in the queue."""

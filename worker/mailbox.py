@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from markserve.core.visibility import HeldMessage, Run, choose_extension
 from markserve.errors import Transient
 from markserve.messages import Answer
 from markserve.payloads import offload_outputs
@@ -35,7 +36,7 @@ class Finished:
 
 
 class Mailbox:
-    """Stores answers, and deletes, returns or buries messages. Safe to share between threads."""
+    """Stores answers, and keeps, deletes, returns or buries messages. Safe to share between threads."""
 
     def __init__(
         self,
@@ -54,12 +55,51 @@ class Mailbox:
         self._clock = clock
         self._pause = pause
         self._lock = threading.Lock()
+        self._held: dict[str, HeldMessage] = {}
         self._deletable: list[str] = []
+
+    def hold(self, received: Iterable[ReceivedRequest], *, now_s: float) -> None:
+        """Keep messages from now on, until one of the methods below has dealt with them."""
+        with self._lock:
+            for one in received:
+                request = one.request
+                # A request with a deadline is answered by then, or dropped.
+                finish_at_s = request.deadline_at_s if request.spill_at_s is None else request.spill_at_s
+                self._held[one.receipt] = HeldMessage(
+                    receipt=one.receipt, received_at_s=now_s, hidden_since_s=now_s, finish_at_s=finish_at_s
+                )
+
+    def expect(self, received: Iterable[ReceivedRequest], *, finish_at_s: float) -> None:
+        """Note when messages should be dealt with."""
+        with self._lock:
+            for one in received:
+                if one.receipt in self._held:
+                    self._held[one.receipt] = replace(self._held[one.receipt], finish_at_s=finish_at_s)
+
+    def keep_hidden(self, run: Run | None) -> None:
+        """Extend the visibility timeout of messages that may outlast it; `run` is the batch that is being computed."""
+        with self._lock:
+            held = list(self._held.values())
+        if held:
+            self._attempt(lambda: self._extend(held, run), "visibility not extended yet")
+
+    def _extend(self, held: list[HeldMessage], run: Run | None) -> None:
+        now_s = self._clock()
+        extension = choose_extension(held, run=run, now_s=now_s, visibility_timeout_s=self._queue.visibility_timeout_s())
+        if not extension.receipts:
+            return
+        logger.info("visibility extended by %g s: %s", extension.for_s, extension.reason)
+        self._queue.extend(extension.receipts, for_s=extension.for_s)
+        with self._lock:
+            for receipt in extension.receipts:
+                if receipt in self._held:
+                    self._held[receipt] = replace(self._held[receipt], hidden_since_s=now_s)
 
     def deliver(self, finished: Finished) -> bool:
         """Store an answer and let go of its message; False leaves the message to be redelivered."""
         is_first = self._store(finished.answer)
         if is_first is None:
+            self._let_go([finished.received])
             return False
         self._tracing.note(finished.received.request, finished.answer)
         reason = finished.dead_letter_reason
@@ -67,6 +107,7 @@ class Mailbox:
             # Somebody who was slow, or died after answering, has answered what looked like poison: it is none.
             self.forget([finished.received])
         else:
+            self._let_go([finished.received])
             self._attempt(lambda: self._queue.reject(finished.received, reason=reason), "not moved to the dead-letter queue yet")
         with self._lock:
             count = len(self._deletable) // DELETE_BATCH * DELETE_BATCH
@@ -81,8 +122,9 @@ class Mailbox:
 
     def forget(self, received: Iterable[ReceivedRequest]) -> None:
         """Mark messages for deletion, without a call: `deliver` deletes them ten at a time, `flush` the rest."""
+        receipts = self._let_go(received)
         with self._lock:
-            self._deletable += [one.receipt for one in received]
+            self._deletable += receipts
 
     def flush(self) -> None:
         """Delete every message that is marked, and send the traces."""
@@ -93,6 +135,7 @@ class Mailbox:
 
     def give_back(self, received: ReceivedRequest) -> None:
         """Return a message unprocessed, in a way that never makes it look like the cause of a worker's death."""
+        self._let_go([received])
         if received.receive_count == 1 and not received.request.suspect:
             self._attempt(lambda: self._queue.release([received.receipt]), "not released before its visibility timeout")
         else:
@@ -100,9 +143,17 @@ class Mailbox:
 
     def send_again(self, received: ReceivedRequest) -> None:
         """Replace a message by a copy that runs alone and whose receive count starts anew."""
+        self._let_go([received])
         # Sent before the delete: twice is harmless, never is not.
         if self._attempt(lambda: self._queue.send(received.request.as_suspect()), "not sent again before its visibility timeout"):
             self.forget([received])
+
+    def _let_go(self, received: Iterable[ReceivedRequest]) -> list[str]:
+        receipts = [one.receipt for one in received]
+        with self._lock:
+            for receipt in receipts:
+                self._held.pop(receipt, None)
+        return receipts
 
     def _store(self, answer: Answer) -> bool | None:
         """Whether this is now the answer; None when that could not be stored, or found out."""

@@ -1,7 +1,7 @@
 """The worker's threads: each repeats one step of the engine until it has drained.
 
-Receivers (long polls), one runner (the only thread that computes), repliers, a heartbeat and a watch for the spot
-notice. The next batch fills while one runs. A thread that fails ends them all: half a worker would take messages and
+Receivers (long polls), one runner (the only thread that computes), repliers, a heartbeat, a look at visibility timeouts and a
+watch for the spot notice. The next batch fills while one runs. A thread that fails ends them all: half a worker would take messages and
 not answer them, while a dead one is replaced and its messages are redelivered.
 """
 
@@ -20,6 +20,8 @@ from worker.mailbox import Finished
 
 REPLIERS = 8
 """Answers stored at once: a conditional put takes 5-10 ms on AWS, so these keep up with about 1000 requests/s."""
+VISIBILITY_LOOK_S = 1.0
+"""How often to look for messages that may outlast their visibility timeout: ten times in the last third of 30 s."""
 NOTICE_POLL_S = 2.0
 """The spot notice comes two minutes ahead; AWS suggests looking every 5 s."""
 UNAVAILABLE_PAUSE_S = 1.0
@@ -38,6 +40,7 @@ def serve(engine: Engine, lifeline: Lifeline, *, receivers: int, heartbeat_s: fl
         *[threads.receive] * receivers,
         threads.run,
         *[threads.reply] * REPLIERS,
+        threads.keep_hidden,
         threads.beat,
         threads.watch,
         threads.follow_traffic,
@@ -94,6 +97,11 @@ class _Threads:
                 self._lifeline.beat()
             except Transient as error:
                 logger.warning("heartbeat failed: %s", error)
+
+    def keep_hidden(self) -> None:
+        """Keep what is held from others; here, so that no slow batch, reply or heartbeat delays it."""
+        while not self._engine.wait_until_drained(VISIBILITY_LOOK_S):
+            self._engine.keep_hidden()
 
     def watch(self) -> None:
         """Look for a spot interruption notice."""

@@ -196,6 +196,12 @@ class WorkQueue(Protocol):
     def release(self, receipts: Sequence[str]) -> None:
         """Give messages back at once, unprocessed."""
 
+    def extend(self, receipts: Sequence[str], *, for_s: float) -> None:
+        """Keep messages hidden for `for_s` from now, in batches of 10; one that is visible again or deleted stays so."""
+
+    def visibility_timeout_s(self) -> float:
+        """How long a message stays hidden from its receipt, as last read."""
+
     def reject(self, received: ReceivedRequest, *, reason: str) -> None:
         """Move a message to the dead-letter queue with the reason, and acknowledge it."""
 
