@@ -23,6 +23,8 @@ from worker.mailbox import Finished, Mailbox
 from worker.pacing import Pacing
 
 RECEIVE_LIMIT = 10
+EARLY_SHARE = 0.2
+"""T(b) is an upper quantile: a batch may be done this share of it sooner, and should then find the next one received."""
 RELEASE_MARGIN_S = 2.0
 """Before an interruption: time to release messages, report and exit."""
 
@@ -69,6 +71,8 @@ class Engine:
         self._held_rows = 0
         self._suspect_held = False
         self._queue_was_empty = False
+        self._emptied_at_s = clock()  # when a poll last left nothing behind
+        self._short_poll_of_run_s: float | None = None  # start of the run during which that was
         self._queue_depth = 0
         self._running = 0
         self._unreplied = 0
@@ -101,9 +105,17 @@ class Engine:
         enough_room = min(RECEIVE_LIMIT, max(1, self._pacing.hold_limit // 2))
         if self._room() < enough_room or self._polls >= self._pacing.receivers_wanted:
             return inf
-        if not self._running or not self._queue_was_empty:
+        if not self._running or self._pacing.is_backlogged:
             return 0.0
-        return self._run_ends_s - self._pacing.receive_lead_s - self._clock()
+        now_s, round_trip_s = self._clock(), self._pacing.round_trip_s
+        # What a poll brings after one that was in time for the next batch, or too late for it, is for the batch after that.
+        was_in_time = self._queue_was_empty and self._short_poll_of_run_s == self._run_started_s
+        if was_in_time or (not self._queue_was_empty and now_s >= self._run_ends_s - round_trip_s):
+            return inf
+        early_s = EARLY_SHARE * (self._run_ends_s - self._run_started_s)
+        expected = self._pacing.arrival_rate_rps(now_s) * (self._run_ends_s - self._emptied_at_s)
+        polls = max(1, round(expected / RECEIVE_LIMIT))
+        return self._run_ends_s - early_s - polls * round_trip_s - now_s
 
     def receive(self) -> list[Finished]:
         """Poll the queue once, hold what came, and return answers for what cannot be run."""
@@ -113,6 +125,7 @@ class Engine:
                 return []
             self._asked += wanted
             self._polls += 1
+            run_started_s = self._run_started_s if self._running else None
         asked_at_s = self._clock()
         try:
             received = self._queue.receive(max_messages=wanted, wait_s=self._receive_wait_s)
@@ -125,6 +138,9 @@ class Engine:
                     self._pacing.observe_round_trip(max(0.0, now_s - asked_at_s))
                 self._pacing.observe_receipt(requests, now_s=now_s, queue_was_empty=self._queue_was_empty, is_full=is_full)
                 self._queue_was_empty = not is_full
+                if not is_full:
+                    self._emptied_at_s = now_s
+                    self._short_poll_of_run_s = run_started_s
             refused: list[Finished] = []
             for one in received:
                 judged = self._intake.judge(one, now_s)

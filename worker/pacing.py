@@ -26,8 +26,6 @@ the capacity useful, four keep all of it."""
 ROUND_TRIP_QUANTILE = 0.25
 """Of receive calls that bring something: under load the quickest quarter took a round trip, the others also waited."""
 ROUND_TRIP_WINDOW = 32
-EARLY_SHARE = 0.2
-"""T(b) is an upper quantile: a batch may be done this share of it sooner, and should then find the next one received."""
 MESSAGES_PER_RECEIVE = 10
 OVERHEAD_QUANTILE = 0.98
 OVERHEAD_WINDOW = 100
@@ -97,9 +95,14 @@ class Pacing(Generic[ItemT]):
         return batches * self.limits.max_batch_size + int(self.limits.service_rate_rps * RECEIVE_ROUND_TRIP_S) + 1
 
     @property
-    def receive_lead_s(self) -> float:
-        """How long before the runner is expected to be free the next messages should be asked for."""
-        return self._round_trip.value + EARLY_SHARE * self.limits.batch_latency_s
+    def round_trip_s(self) -> float:
+        """How long a receive call takes that does not have to wait for a message."""
+        return self._round_trip.value
+
+    @property
+    def is_backlogged(self) -> bool:
+        """Whether the queue held more than two calls in a row could bring."""
+        return self._is_backlogged
 
     @property
     def receivers_wanted(self) -> int:

@@ -34,6 +34,7 @@ from markserve.errors import ConfigurationError, DependencyUnavailable, Markserv
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
+    from mypy_boto3_dynamodb.literals import ReturnValueType
 
 Item = dict[str, Any]
 """Attributes in DynamoDB's typed form, `{"at_s": {"N": "5.0"}}`."""
@@ -126,19 +127,22 @@ class Table:
         self, key: Mapping[str, str], update: str, *, condition: str | None = None, names: Mapping[str, str] | None = None, **values: Item
     ) -> Item | None:
         """Update an item and return all of it; None when `condition` does not hold."""
+        return self._update(key, update, "ALL_NEW", _expressions(condition, names, values))
+
+    def change(self, key: Mapping[str, str], update: str, *, condition: str, **values: Item) -> bool:
+        """Update an item without having it sent back; False when `condition` does not hold."""
+        return self._update(key, update, "NONE", _expressions(condition, None, values)) is not None
+
+    def _update(self, key: Mapping[str, str], update: str, returned: ReturnValueType, expressions: Item) -> Item | None:
         try:
             response = self._client.update_item(
-                TableName=self.name,
-                Key=_key(key),
-                UpdateExpression=update,
-                ReturnValues="ALL_NEW",
-                **_expressions(condition, names, values),
+                TableName=self.name, Key=_key(key), UpdateExpression=update, ReturnValues=returned, **expressions
             )
         except (ClientError, BotoCoreError) as error:
             if _code(error) == "ConditionalCheckFailedException":
                 return None
             raise _translate(error, self.name) from error
-        return response["Attributes"]
+        return response.get("Attributes", {})
 
     def delete(self, key: Mapping[str, str]) -> None:
         """Delete an item; a missing one is fine."""

@@ -52,14 +52,13 @@ class DynamoResultStore:
         payload = encode(answer)
         if len(payload) > MAX_ANSWER_BYTES:
             raise PayloadTooLarge(f"answer of {len(payload)} bytes exceeds the results table's {MAX_ANSWER_BYTES}", field="outputs")
-        item = self._table.update(
+        return self._table.change(
             {"request_id": answer.request_id},
             "SET answer = :answer, expires_at_s = :expires_at_s",
             condition="attribute_not_exists(answer) OR answer = :answer",
             answer={"B": payload},
             expires_at_s=expiry(expires_at_s),
         )
-        return item is not None
 
     def get(self, request_id: str) -> StoredResult | None:
         item = self._table.get({"request_id": request_id})
