@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from math import inf
 
 from markserve.core.batching import Batch
 from markserve.core.tunables import Tunables
@@ -20,11 +19,9 @@ from markserve.ports import ModelRunner, WorkQueue
 from markserve.telemetry import logger
 from worker.intake import Intake, Work
 from worker.mailbox import Finished, Mailbox
-from worker.pacing import Pacing
+from worker.pacing import MESSAGES_PER_RECEIVE, Pacing
+from worker.polling import Polling
 
-RECEIVE_LIMIT = 10
-EARLY_SHARE = 0.2
-"""T(b) is an upper quantile: a batch may be done this share of it sooner, and should then find the next one received."""
 RELEASE_MARGIN_S = 2.0
 """Before an interruption: time to release messages, report and exit."""
 
@@ -66,13 +63,10 @@ class Engine:
         self._clock = clock
         self._receivers = receivers
         self._asked = 0  # messages that receive calls under way may bring
-        self._polls = 0  # receive calls under way
-        self._run_started_s = self._run_ends_s = 0.0  # of the running batch, by its estimate
+        self._polling = Polling(pacing, now_s=clock())
+        self._run: Run | None = None  # the batch that is being computed
         self._held_rows = 0
         self._suspect_held = False
-        self._queue_was_empty = False
-        self._emptied_at_s = clock()  # when a poll last left nothing behind
-        self._short_poll_of_run_s: float | None = None  # start of the run during which that was
         self._queue_depth = 0
         self._running = 0
         self._unreplied = 0
@@ -85,47 +79,26 @@ class Engine:
     # --- receiving --------------------------------------------------------------------------------------------
 
     def wait_for_room(self) -> bool:
-        """Block while a receive call would bring nothing that can be used yet; False once nothing more is to be received.
-
-        SQS bills calls, and a long poll returns with the first message: polling on while a batch runs would fetch one
-        message a call. Left in the queue until shortly before the runner is free, the same messages come ten a call.
-        """
+        """Block while a receive call would bring nothing that can be used yet; False once nothing more is to be received."""
         with self.changed:
             if self._room() + self._asked < 1:
-                self._queue_was_empty = False  # it fills up while we hold off
+                self._polling.hold_off()
             while self._is_accepting():
-                pause_s = self._pause_before_poll_s()
+                pause_s = self._polling.pause_s(self._run, room=self._room(), now_s=self._clock())
                 if pause_s <= 0:
                     return True
                 self.changed.wait(min(1.0, pause_s))
             return False
 
-    def _pause_before_poll_s(self) -> float:
-        """How long a receiver should wait if nothing changes; infinite until something does."""
-        enough_room = min(RECEIVE_LIMIT, max(1, self._pacing.hold_limit // 2))
-        if self._room() < enough_room or self._polls >= self._pacing.receivers_wanted:
-            return inf
-        if not self._running or self._pacing.is_backlogged:
-            return 0.0
-        now_s, round_trip_s = self._clock(), self._pacing.round_trip_s
-        # What a poll brings after one that was in time for the next batch, or too late for it, is for the batch after that.
-        was_in_time = self._queue_was_empty and self._short_poll_of_run_s == self._run_started_s
-        if was_in_time or (not self._queue_was_empty and now_s >= self._run_ends_s - round_trip_s):
-            return inf
-        early_s = EARLY_SHARE * (self._run_ends_s - self._run_started_s)
-        expected = self._pacing.arrival_rate_rps(now_s) * (self._run_ends_s - self._emptied_at_s)
-        polls = max(1, round(expected / RECEIVE_LIMIT))
-        return self._run_ends_s - early_s - polls * round_trip_s - now_s
-
     def receive(self) -> list[Finished]:
         """Poll the queue once, hold what came, and return answers for what cannot be run."""
         with self.changed:
-            wanted = min(RECEIVE_LIMIT, self._room()) if self._is_accepting() else 0
+            wanted = min(MESSAGES_PER_RECEIVE, self._room()) if self._is_accepting() else 0
             if wanted < 1:
                 return []
             self._asked += wanted
-            self._polls += 1
-            run_started_s = self._run_started_s if self._running else None
+            self._polling.begin()
+            run = self._run
         asked_at_s = self._clock()
         try:
             received = self._queue.receive(max_messages=wanted, wait_s=self._receive_wait_s)
@@ -136,11 +109,8 @@ class Engine:
                 is_full = len(received) == wanted
                 if received:
                     self._pacing.observe_round_trip(max(0.0, now_s - asked_at_s))
-                self._pacing.observe_receipt(requests, now_s=now_s, queue_was_empty=self._queue_was_empty, is_full=is_full)
-                self._queue_was_empty = not is_full
-                if not is_full:
-                    self._emptied_at_s = now_s
-                    self._short_poll_of_run_s = run_started_s
+                self._pacing.observe_receipt(requests, now_s=now_s, queue_was_empty=self._polling.queue_was_empty, is_full=is_full)
+                self._polling.came_back(is_full=is_full, begun_during=run, now_s=now_s)
             refused: list[Finished] = []
             for one in received:
                 judged = self._intake.judge(one, now_s)
@@ -154,7 +124,7 @@ class Engine:
         finally:
             with self.changed:
                 self._asked -= wanted
-                self._polls -= 1
+                self._polling.end()
                 self.changed.notify_all()
 
     def receiver_ended(self) -> None:
@@ -231,15 +201,15 @@ class Engine:
             if batch is not None:
                 self._held_rows -= batch.size
                 self._running = len(batch.items)
-                self._run_started_s = now_s
-                self._run_ends_s = now_s + self._pacing.accumulator.estimate.batch_latency_s(batch.size)
+                estimate_s = self._pacing.accumulator.estimate.batch_latency_s(batch.size)
+                self._run = Run(started_at_s=now_s, ends_at_s=now_s + estimate_s)
             self._dropped += len(hopeless)
             self.changed.notify_all()
         self._mailbox.forget(work.received for work in hopeless)
         for work in unfinishable:
             self._mailbox.give_back(work.received)
-        if batch is not None:
-            self._mailbox.expect((work.received for work in batch.items), finish_at_s=self._run_ends_s)
+        if batch is not None and self._run is not None:
+            self._mailbox.expect((work.received for work in batch.items), finish_at_s=self._run.ends_at_s)
         return batch
 
     def run(self, batch: Batch[Work]) -> list[Finished]:
@@ -255,6 +225,9 @@ class Engine:
         finished_s = self._clock()
         is_typical = len(by_version) == 1 and not any(isinstance(outcome, Exception) for _, outcome in outcomes)
         with self.changed:
+            if self._run is not None:
+                self._pacing.observe_end(self._run, now_s=finished_s)
+                self._run = None
             if is_typical:
                 self._pacing.observe_batch(rows=batch.size, compute_s=finished_s - started_s)
             self._batches += 1
@@ -323,14 +296,14 @@ class Engine:
     def keep_hidden(self) -> None:
         """See to it that no message becomes visible to others while it is held."""
         with self.changed:
-            run = Run(started_at_s=self._run_started_s, ends_at_s=self._run_ends_s) if self._running else None
+            run = self._run
         self._mailbox.keep_hidden(run)
 
     def tidy(self) -> None:
         """Once in a while: delete what is left over, and look how much waits in the queue."""
         self._mailbox.flush()
         with self.changed:
-            known_empty = self._queue_was_empty
+            known_empty = self._polling.queue_was_empty
         try:
             # A poll that came back short has just shown the queue empty: asking would cost a call and say the same.
             depth = 0 if known_empty else self._queue.depth()

@@ -128,8 +128,12 @@ def _refuse_other_device(module: torch.jit.ScriptModule, device: str, key: str) 
 
     Loading moves weights and nothing else, so such a module would fail at its first request, about tensors on two devices.
     """
-    constants = module.inlined_graph.findAllNodes("prim::Constant", recurse=True)
-    named = [node.output().toIValue() for node in constants if node.output().type().kind() == "DeviceObjType"]
+    graph = module.inlined_graph  # made anew at each look, and its nodes do not outlive it
+    named = [
+        node.output().toIValue()
+        for node in graph.findAllNodes("prim::Constant", recurse=True)
+        if node.output().type().kind() == "DeviceObjType"
+    ]
     others = sorted({str(one) for one in named if one.type != torch.device(device).type})
     if others:
         raise ConfigurationError(
