@@ -137,8 +137,13 @@ class GatedQueue(MemoryWorkQueue):
 
     def extend(self, receipts: Sequence[str], *, for_s: float) -> None:
         """Keep hidden."""
-        run = super().extend
-        gated(self._world, f"extend {sorted(receipts)}", lambda: run(receipts, for_s=for_s), lambda _: "")
+
+        def run() -> None:
+            super(GatedQueue, self).extend(receipts, for_s=for_s)
+            for envelope in self._envelopes.values():
+                envelope.visible_at_s = round(envelope.visible_at_s, 6)  # the clock's steps: a sum of floats is not always one
+
+        gated(self._world, f"extend {sorted(receipts)}", run, lambda _: "")
 
     def reject(self, received: ReceivedRequest, *, reason: str) -> None:
         """Bury."""

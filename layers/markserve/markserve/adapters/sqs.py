@@ -21,6 +21,7 @@ from markserve.ports import ReceivedRequest
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
+    from mypy_boto3_sqs.literals import QueueAttributeNameType
 
 MAX_BODY_BYTES = 1024 * 1024 - 4096
 """SQS takes 1 MiB, attributes included; 4 KiB stay free for the reason, should it end in the dead-letter queue."""
@@ -126,16 +127,15 @@ class SqsWorkQueue:
             self._attributes()
         return self._visibility_timeout_s or 0.0
 
-    def _attributes(self) -> Mapping[str, str]:
+    def _attributes(self) -> Mapping[QueueAttributeNameType, str]:
         """Read what changes: one call for both, so that whoever asks for the depth now and then learns of a changed timeout."""
         response = self._call(
             lambda: self._client.get_queue_attributes(
                 QueueUrl=self._queue_url, AttributeNames=["ApproximateNumberOfMessages", "VisibilityTimeout"]
             )
         )
-        attributes: Mapping[str, str] = response["Attributes"]
-        self._visibility_timeout_s = float(attributes["VisibilityTimeout"])
-        return attributes
+        self._visibility_timeout_s = float(response["Attributes"]["VisibilityTimeout"])
+        return response["Attributes"]
 
     def _call(self, call: Callable[[], ResultT]) -> ResultT:
         with self._lock:
