@@ -121,13 +121,12 @@ def run_worker(world: Protocol, mailbox_type: type[Mailbox]) -> Hashable:
         receive_wait_s=0.0,
         clock=clock,
     )
-    for refused in engine.receive():
+    if refused := engine.receive():
         engine.reply(refused)
     while len(pacing.accumulator):
         batch = engine.next_batch()
         if batch is not None:
-            for finished in engine.run(batch):
-                engine.reply(finished)
+            engine.reply(engine.run(batch))
         elif len(pacing.accumulator):
             due_s = pacing.accumulator.due_at_s(now_s=clock(), runner_idle=True, arrival_rate_rps=pacing.arrival_rate_rps(clock()))
             clock.sleep(max(1e-6, (due_s or clock()) - clock()))

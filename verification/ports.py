@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence, Set
 from typing import TYPE_CHECKING, TypeVar
 
 from markserve.adapters.memory import MemoryResultStore, MemoryWorkQueue
@@ -82,6 +82,10 @@ class GatedResults:
             return is_first
 
         return gated(self._world, f"put_answer {label_of(answer)}", run, bool)
+
+    def put_answers(self, answers: Sequence[Answer], *, expires_at_s: float, recorded: Set[str]) -> list[bool]:  # noqa: ARG002 - as each
+        """Record answers; a worker holds one here."""
+        return [self.put_answer(answer, expires_at_s=expires_at_s) for answer in answers]
 
     def get(self, request_id: str) -> StoredResult | None:
         """Read."""

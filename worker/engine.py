@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from markserve.core.batching import Batch
 from markserve.core.tunables import Tunables
@@ -282,15 +282,16 @@ class Engine:
 
     # --- replying and reporting -------------------------------------------------------------------------------
 
-    def reply(self, finished: Finished) -> None:
-        """Deliver an answer; the queue redelivers the message of one that could not be."""
-        is_delivered = self._mailbox.deliver(finished)
+    def reply(self, parcel: Sequence[Finished]) -> None:
+        """Deliver answers; the queue redelivers the messages of those that could not be."""
+        delivered = self._mailbox.deliver(parcel)
         with self.changed:
-            self._unreplied -= 1
-            self._completed += is_delivered and finished.answer.error is None
-            self._failed += is_delivered and finished.answer.error is not None
-            if finished.is_suspect:
-                self._suspect_held = False
+            self._unreplied -= len(parcel)
+            for finished, is_delivered in zip(parcel, delivered, strict=True):
+                self._completed += is_delivered and finished.answer.error is None
+                self._failed += is_delivered and finished.answer.error is not None
+                if finished.is_suspect:
+                    self._suspect_held = False
             self.changed.notify_all()
 
     def keep_hidden(self) -> None:

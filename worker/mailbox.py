@@ -7,7 +7,7 @@ dies, the queue still has what is unanswered. A queue that does not answer costs
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 
 from markserve.core.visibility import HeldMessage, Run, choose_extension
@@ -19,6 +19,9 @@ from markserve.telemetry import logger
 from worker.tracing import Tracing
 
 DELETE_BATCH = 10
+PARCEL_ANSWERS = 25
+"""DynamoDB takes as many statements in a call."""
+PARCEL_BYTES = 128 * 1024
 RESULT_RETENTION_S = 86_400.0
 """How long an answer can be fetched, or repeated for an idempotency key."""
 STORE_RETRY_S = (0.1, 0.3, 1.0, 2.0, 4.0, 8.0)
@@ -33,6 +36,21 @@ class Finished:
     answer: Answer
     is_suspect: bool = False
     dead_letter_reason: str | None = None
+
+
+def parcels(finished: Iterable[Finished]) -> Iterator[list[Finished]]:
+    """Divide answers into what is stored by one call; large ones go by themselves, since others would wait for them."""
+    parcel: list[Finished] = []
+    size_bytes = 0
+    for one in finished:
+        own_bytes = sum(len(tensor.data) for tensor in one.answer.outputs)
+        if parcel and (len(parcel) == PARCEL_ANSWERS or size_bytes + own_bytes > PARCEL_BYTES):
+            yield parcel
+            parcel, size_bytes = [], 0
+        parcel.append(one)
+        size_bytes += own_bytes
+    if parcel:
+        yield parcel
 
 
 class Mailbox:
@@ -95,12 +113,22 @@ class Mailbox:
                 if receipt in self._held:
                     self._held[receipt] = replace(self._held[receipt], hidden_since_s=now_s)
 
-    def deliver(self, finished: Finished) -> bool:
-        """Store an answer and let go of its message; False leaves the message to be redelivered."""
-        is_first = self._store(finished.answer)
+    def deliver(self, parcel: Sequence[Finished]) -> list[bool]:
+        """Store answers and let go of their messages; False leaves a message to be redelivered."""
+        recorded = {one.answer.request_id for one in parcel if one.received.request.recorded}
+        outcomes = self._store([one.answer for one in parcel], recorded)
+        for finished, is_first in zip(parcel, outcomes, strict=True):
+            self._settle(finished, is_first)
+        with self._lock:
+            count = len(self._deletable) // DELETE_BATCH * DELETE_BATCH
+            due, self._deletable = self._deletable[:count], self._deletable[count:]
+        self._delete(due)
+        return [is_first is not None for is_first in outcomes]
+
+    def _settle(self, finished: Finished, is_first: bool | None) -> None:
         if is_first is None:
             self._let_go([finished.received])
-            return False
+            return
         self._tracing.note(finished.received.request, finished.answer)
         reason = finished.dead_letter_reason
         if reason is None or not is_first:
@@ -109,11 +137,6 @@ class Mailbox:
         else:
             self._let_go([finished.received])
             self._attempt(lambda: self._queue.reject(finished.received, reason=reason), "not moved to the dead-letter queue yet")
-        with self._lock:
-            count = len(self._deletable) // DELETE_BATCH * DELETE_BATCH
-            due, self._deletable = self._deletable[:count], self._deletable[count:]
-        self._delete(due)
-        return True
 
     def is_answered(self, request_id: str) -> bool:
         """Whether the request has its answer already."""
@@ -155,21 +178,37 @@ class Mailbox:
                 self._held.pop(receipt, None)
         return receipts
 
-    def _store(self, answer: Answer) -> bool | None:
-        """Whether this is now the answer; None when that could not be stored, or found out."""
+    def _store(self, answers: Sequence[Answer], recorded: Set[str]) -> list[bool | None]:
+        """For each answer, whether it is now the answer; None when that could not be stored, or found out."""
+        outcomes: list[bool | None] = [None] * len(answers)
+        left = dict(enumerate(answers))
         for wait_s in (*STORE_RETRY_S, None):
+            for place, outcome in self._try_to_store(left, recorded).items():
+                if isinstance(outcome, Transient):
+                    logger.warning("%s: answer not stored: %s", left[place].request_id, outcome)
+                    continue
+                if not outcome:
+                    logger.info("%s: answered before by another", left[place].request_id)
+                outcomes[place] = outcome
+                del left[place]
+            if not left or wait_s is None:
+                break
+            self._pause(wait_s)
+        return outcomes
+
+    def _try_to_store(self, answers: dict[int, Answer], recorded: Set[str]) -> dict[int, bool | Transient]:
+        outcomes: dict[int, bool | Transient] = {}
+        for place, answer in answers.items():
             try:
-                answer = offload_outputs(answer, self._blobs)
-                is_first = self._results.put_answer(answer, expires_at_s=self._clock() + RESULT_RETENTION_S)
-                if not is_first:
-                    logger.info("%s: answered before by another", answer.request_id)
+                answers[place] = offload_outputs(answer, self._blobs)
             except Transient as error:
-                logger.warning("%s: answer not stored: %s", answer.request_id, error)
-                if wait_s is not None:
-                    self._pause(wait_s)
-            else:
-                return is_first
-        return None
+                outcomes[place] = error
+        ready = {place: answer for place, answer in answers.items() if place not in outcomes}
+        try:
+            stored = self._results.put_answers(list(ready.values()), expires_at_s=self._clock() + RESULT_RETENTION_S, recorded=recorded)
+        except Transient as error:
+            return outcomes | dict.fromkeys(ready, error)
+        return outcomes | dict(zip(ready, stored, strict=True))
 
     def _delete(self, receipts: list[str]) -> None:
         if receipts and not self._attempt(lambda: self._queue.delete(receipts), f"{len(receipts)} messages not deleted yet"):

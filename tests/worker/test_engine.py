@@ -202,9 +202,7 @@ def test_answer_is_retried_when_the_results_table_does_not_answer() -> None:
     rig.receive()
     batch = rig.engine.next_batch()
     assert batch is not None
-    (finished,) = rig.engine.run(batch)
-
-    rig.engine.reply(finished)
+    rig.engine.reply(rig.engine.run(batch))
     rig.engine.tidy()
 
     assert rig.engine.stats().completed == 0

@@ -121,6 +121,8 @@ class InferenceRequest(Message, frozen=True, kw_only=True):
     reply_overhead_s: float = 0.0
     """Time from a finished computation to the client's answer, as the front measures it."""
     trace_id: str | None = None
+    recorded: bool = False
+    """The results table holds its acceptance: whoever stores its answer finds an item."""
     suspect: bool = False
     """A worker that held it died: it must run alone. A fresh copy carries this, since its receive count starts anew."""
 

@@ -6,7 +6,7 @@ port in memory and is held to the same contract tests as the AWS adapters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -88,6 +88,20 @@ class ResultStore(Protocol):
 
     def put_answer(self, answer: Answer, *, expires_at_s: float) -> bool:
         """Record the answer unless there is one already; True when this one is now *the* answer."""
+
+    def put_answers(self, answers: Sequence[Answer], *, expires_at_s: float, recorded: Set[str] = frozenset()) -> list[bool | Transient]:
+        """Record several answers, each by itself as `put_answer` does, in as few calls as it takes.
+
+        Parameters
+        ----------
+        recorded
+            Requests whose acceptance was recorded, as far as known; a wrong belief costs a second write and changes no outcome.
+
+        Returns
+        -------
+        For each answer
+            Whether it is now *the* answer; or why it could not be written, which may be tried again.
+        """
 
     def get(self, request_id: str) -> StoredResult | None:
         """Read consistently; None when nothing is known of the id."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
 import msgspec
@@ -148,6 +148,16 @@ class MemoryResultStore:
             self._results[answer.request_id] = msgspec.structs.replace(known, answer=answer)
             self.expiries_at_s[answer.request_id] = expires_at_s
             return True
+
+    def put_answers(self, answers: Sequence[Answer], *, expires_at_s: float, recorded: Set[str] = frozenset()) -> list[bool | Transient]:
+        del recorded  # all are found here
+        return [self._outcome(answer, expires_at_s) for answer in answers]
+
+    def _outcome(self, answer: Answer, expires_at_s: float) -> bool | Transient:
+        try:
+            return self.put_answer(answer, expires_at_s=expires_at_s)
+        except Transient as error:
+            return error
 
     def get(self, request_id: str) -> StoredResult | None:
         fail_if_told(self._faults, "get")
