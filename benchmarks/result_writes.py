@@ -24,16 +24,13 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
-from markserve.adapters.dynamodb_results import DynamoResultStore
+from markserve.adapters.dynamodb_results import MAX_STATEMENTS, DynamoResultStore
 from markserve.core.types import Tier
-from markserve.messages import Answer, Tensor, encode
+from markserve.messages import Answer, Tensor
 from worker.threads import REPLIERS
 
 TABLE = "results"
 EXPIRES_AT_S = 4e9
-STATEMENTS = 25
-"""DynamoDB takes no more in a call."""
-INSERT = f"INSERT INTO \"{TABLE}\" VALUE {{'request_id': ?, 'answer': ?, 'expires_at_s': ?}}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,22 +78,18 @@ def _compare(endpoint_url: str, args: argparse.Namespace) -> list[Row]:
     client: Any = session.client("dynamodb", endpoint_url=endpoint_url, config=config)
     store = DynamoResultStore(client, TABLE)
     answers = [_answer(number, args.outputs) for number in range(args.answers)]
-    parts = [answers[start : start + STATEMENTS] for start in range(0, len(answers), STATEMENTS)]
+    parts = [answers[start : start + MAX_STATEMENTS] for start in range(0, len(answers), MAX_STATEMENTS)]
 
     def one(answer: Answer) -> None:
         store.put_answer(answer, expires_at_s=EXPIRES_AT_S)
 
     def many(part: Sequence[Answer]) -> None:
-        statements = [
-            {"Statement": INSERT, "Parameters": [{"S": answer.request_id}, {"B": encode(answer)}, {"N": str(int(EXPIRES_AT_S))}]}
-            for answer in part
-        ]
-        client.batch_execute_statement(Statements=statements)
+        store.put_answers(part, expires_at_s=EXPIRES_AT_S)
 
     with ThreadPoolExecutor(max_workers=REPLIERS) as pool:
         return [
             _measure(pool, "one write each", one, [(answer, 1) for answer in answers], args.rounds),
-            _measure(pool, f"{STATEMENTS} statements a call", many, [(part, len(part)) for part in parts], args.rounds),
+            _measure(pool, f"{MAX_STATEMENTS} statements a call", many, [(part, len(part)) for part in parts], args.rounds),
         ]
 
 
