@@ -3,7 +3,7 @@
 The queue answers after a round trip, as SQS does over a network, and a long poll returns as soon as one message is there,
 which is what makes receiving expensive. The model sleeps T(b) = 10 ms + 2.5 ms b. One send per request is the front's.
 
-    python -m benchmarks.worker_calls [--seconds 5] [--round-trip 0.01] [--json]
+    python -m benchmarks.worker_calls [--seconds 5] [--round-trip 0.01] [--load 0.8 ...] [--json]
 """
 
 from __future__ import annotations
@@ -57,6 +57,12 @@ class Row:
     worker_calls_per_request: float
     mean_batch: float
     within_objective: float
+    p50_s: float
+    p98_s: float
+    messages_per_receive: float
+    messages_per_delete: float
+    extensions: int
+    """Calls that extended a visibility timeout."""
 
 
 class DistantQueue(MemoryWorkQueue):
@@ -65,18 +71,34 @@ class DistantQueue(MemoryWorkQueue):
     def __init__(self, round_trip_s: float) -> None:
         super().__init__()
         self._round_trip_s = round_trip_s
+        self._counting = threading.Lock()
+        self.received: list[int] = []
+        self.deleted: list[int] = []
+        self.extensions = 0
 
     def receive(self, *, max_messages: int, wait_s: float) -> list[ReceivedRequest]:
         """Receive after half of the round trip, and return after the other."""
         time.sleep(self._round_trip_s / 2)
         received = super().receive(max_messages=max_messages, wait_s=wait_s)
         time.sleep(self._round_trip_s / 2)
+        with self._counting:
+            self.received.append(len(received))
         return received
 
     def delete(self, receipts: Sequence[str]) -> None:
         """Delete after a round trip per batch of ten."""
-        time.sleep(self._round_trip_s)
+        batches = [receipts[start : start + 10] for start in range(0, len(receipts), 10)]
+        time.sleep(self._round_trip_s * len(batches))
         super().delete(receipts)
+        with self._counting:
+            self.deleted += map(len, batches)
+
+    def extend(self, receipts: Sequence[str], *, for_s: float) -> None:
+        """Extend after a round trip."""
+        time.sleep(self._round_trip_s)
+        super().extend(receipts, for_s=for_s)
+        with self._counting:
+            self.extensions += 1
 
 
 class SleepingRunner:
@@ -97,17 +119,19 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.worker_calls", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--round-trip", type=float, default=0.01, help="seconds per call; about 0.01 to SQS from its own region")
+    parser.add_argument("--load", type=float, nargs="*", default=LOADS, help="shares of the worker's service rate")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     rows = []
-    for load in LOADS:
+    for load in args.load:
         rows.append(measure(load, seconds=args.seconds, round_trip_s=args.round_trip))
         if not args.json:
             row = rows[-1]
             sys.stdout.write(
                 f"load {row.load:4.0%}  {row.rate_rps:6.1f}/s  {row.requests:6d} requests  {row.calls_per_request:5.2f} calls each"
                 f" ({row.worker_calls_per_request:.2f} of the worker)  batches of {row.mean_batch:4.1f}"
-                f"  {row.within_objective:6.1%} within {RT_MAX_S:g} s\n"
+                f"  {row.messages_per_receive:4.1f} a receive, {row.messages_per_delete:4.1f} a delete, {row.extensions} extensions"
+                f"  p50 {row.p50_s * 1e3:4.0f} ms  p98 {row.p98_s * 1e3:4.0f} ms  {row.within_objective:6.1%} within {RT_MAX_S:g} s\n"
             )
             sys.stdout.flush()
     if args.json:
@@ -152,12 +176,12 @@ def measure(load: float, *, seconds: float, round_trip_s: float) -> Row:
     sent = _send(queue, rate_rps, seconds)
     time.sleep(2 * RT_MAX_S)
     # Read before the drain: its last polls belong to no request.
-    calls, batches = queue.calls, list(runner.batches)
+    calls, batches, received, deleted = queue.calls, list(runner.batches), list(queue.received), list(queue.deleted)
     engine.drain("measured")
     queue.send(_request("wake-up", time.time()))  # ends the long polls
     queue.send(_request("wake-up-2", time.time()))
     worker.join()
-    latencies = [_latency_of(results, request) for request in sent]
+    latencies = sorted(_latency_of(results, request) for request in sent)
     return Row(
         load=load,
         rate_rps=rate_rps,
@@ -166,6 +190,11 @@ def measure(load: float, *, seconds: float, round_trip_s: float) -> Row:
         worker_calls_per_request=calls / len(sent) - 1,
         mean_batch=sum(map(len, batches)) / max(1, len(batches)),
         within_objective=sum(latency <= RT_MAX_S for latency in latencies) / len(latencies),
+        p50_s=latencies[len(latencies) // 2],
+        p98_s=latencies[int(0.98 * len(latencies))],
+        messages_per_receive=sum(received) / max(1, len(received)),
+        messages_per_delete=sum(deleted) / max(1, len(deleted)),
+        extensions=queue.extensions,
     )
 
 

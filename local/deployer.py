@@ -22,8 +22,8 @@ from local.emulator_gaps import (
     allow_plain_http,
     configure,
     expire_items,
+    let_batches_be_sent,
     let_parameters_be_read,
-    let_queues_be_used_in_batches,
     mirror_launch_template,
     network,
     reserve_concurrency,
@@ -118,7 +118,7 @@ def deploy(
     allow_plain_http(clients.s3, outputs["ArtefactsBucket"])
     let_parameters_be_read(clients.iam, physical_ids["ReadParametersPolicy"])
     for role in _roles(template, physical_ids).values():
-        let_queues_be_used_in_batches(clients.iam, role)
+        let_batches_be_sent(clients.iam, role)
     reserve_concurrency(clients.lambda_, outputs["SpilloverFunctionName"], int(values.get("SpilloverReservedConcurrency", "0")))
     launch_template_id, user_data = mirror_launch_template(clients, outputs["LaunchTemplateId"], vpc_id=place["VpcId"])
     outputs["LaunchTemplateId"] = launch_template_id

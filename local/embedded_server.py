@@ -63,7 +63,7 @@ class Call:
     units: float = 0.0
 
 
-def classify(method: str, path: str, headers: Mapping[str, str], *, size_bytes: int, transact_items: int = 0) -> Call | None:
+def classify(method: str, path: str, headers: Mapping[str, str], *, size_bytes: int, items: int = 0) -> Call | None:
     """Tell which AWS call a request makes and what AWS would meter for it; None for what is no AWS call.
 
     Units follow from the request's size, an upper bound for DynamoDB writes (its envelope counts as well); a read
@@ -71,14 +71,14 @@ def classify(method: str, path: str, headers: Mapping[str, str], *, size_bytes: 
 
     >>> classify("POST", "/", {"x-amz-target": "AmazonSQS.SendMessage"}, size_bytes=70_000)
     Call(action='sqs:SendMessage', meter='sqs', units=2)
-    >>> classify("POST", "/", {"x-amz-target": "DynamoDB_20120810.TransactWriteItems"}, size_bytes=900, transact_items=3)
+    >>> classify("POST", "/", {"x-amz-target": "DynamoDB_20120810.TransactWriteItems"}, size_bytes=900, items=3)
     Call(action='dynamodb:TransactWriteItems', meter='dynamodb_write', units=6)
     >>> classify("POST", "/_aws/execute-api/a1/$default/v2", {}, size_bytes=300)
     Call(action='execute-api:Request', meter='http_api', units=1)
     """
     target, _, action = headers.get("x-amz-target", "").partition(".")
     if action:
-        return _json_call(_SERVICES.get(target, target.lower()), action, headers, size_bytes, transact_items)
+        return _json_call(_SERVICES.get(target, target.lower()), action, headers, size_bytes, items)
     if path.startswith("/2015-03-31/functions/") and path.endswith("/invocations"):
         return Call("lambda:Invoke")  # metered by Lambda's own invocation count, which has the invocations from inside too
     if "execute-api" in path or "execute-api" in headers.get("host", ""):
@@ -88,14 +88,16 @@ def classify(method: str, path: str, headers: Mapping[str, str], *, size_bytes: 
     return None
 
 
-def _json_call(service: str, action: str, headers: Mapping[str, str], size_bytes: int, transact_items: int) -> Call:
+def _json_call(service: str, action: str, headers: Mapping[str, str], size_bytes: int, items: int) -> Call:
     name = f"{service}:{action}"
     if service == "sqs":
         return Call(name, "sqs", metered_units(size_bytes, SQS_CHUNK_BYTES))
     if service == "dynamodb" and action in _DYNAMODB_READS:
         return Call(name, "dynamodb_read", metered_units(0, DYNAMODB_READ_BYTES))
     if name == "dynamodb:TransactWriteItems":
-        return Call(name, "dynamodb_write", 2 * max(transact_items, metered_units(size_bytes, DYNAMODB_WRITE_BYTES)))
+        return Call(name, "dynamodb_write", 2 * max(items, metered_units(size_bytes, DYNAMODB_WRITE_BYTES)))
+    if name == "dynamodb:BatchExecuteStatement":
+        return Call(name, "dynamodb_write", max(items, metered_units(size_bytes, DYNAMODB_WRITE_BYTES)))
     if service == "dynamodb":
         return Call(name, "dynamodb_write", metered_units(size_bytes, DYNAMODB_WRITE_BYTES))
     if name == "events:PutEvents" and SERVICE_EVENT_HEADER not in headers:  # AWS's own events are free
@@ -144,7 +146,7 @@ def extend(ministack_app: AsgiApp, meter: Meter) -> AsgiApp:
             await ministack_app(scope, body.receive, send)
         finally:
             _speaks_for_aws.reset(token)
-            call = classify(scope["method"], scope["path"], headers, size_bytes=body.size_bytes, transact_items=body.tables_named)
+            call = classify(scope["method"], scope["path"], headers, size_bytes=body.size_bytes, items=body.items)
             if call is not None and f"app/{OBSERVER_APP_ID}" not in headers.get("user-agent", ""):
                 meter.note(call)
 
@@ -206,18 +208,18 @@ class _Replayed:
 
 
 class _CountedBody:
-    """Passes a request's body on, noting its size and how many tables it names (one per item of a transaction)."""
+    """Passes a request's body on, noting its size and its items: a transaction names a table for each, a batch has statements."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self.size_bytes = 0
-        self.tables_named = 0
+        self.items = 0
 
     async def receive(self) -> MutableMapping[str, Any]:
         message = await self._receive()
         chunk: bytes = message.get("body", b"")
         self.size_bytes += len(chunk)
-        self.tables_named += chunk.count(b'"TableName"')
+        self.items += chunk.count(b'"TableName"') + chunk.count(b'"Statement"')
         return message
 
 

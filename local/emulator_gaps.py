@@ -65,7 +65,13 @@ class Clients:
         )
 
 
-BATCHED_ACTIONS = ("sqs:SendMessage", "sqs:DeleteMessage", "sqs:ChangeMessageVisibility")
+BATCHES = {
+    "sqs:SendMessage": "sqs:SendMessageBatch",
+    "sqs:DeleteMessage": "sqs:DeleteMessageBatch",
+    "sqs:ChangeMessageVisibility": "sqs:ChangeMessageVisibilityBatch",
+    "dynamodb:PartiQLInsert": "dynamodb:BatchExecuteStatement",
+}
+"""What an action allows, as AWS checks it, by the name that ministack checks."""
 
 
 def network(clients: Clients) -> dict[str, str]:
@@ -99,7 +105,7 @@ def let_parameters_be_read(iam: IAMClient, policy_arn: str) -> None:
     iam.create_policy_version(PolicyArn=policy_arn, PolicyDocument=json.dumps({**current, "Statement": statements}), SetAsDefault=True)
 
 
-def let_queues_be_used_in_batches(iam: IAMClient, role: str) -> None:
+def let_batches_be_sent(iam: IAMClient, role: str) -> None:
     """Add what AWS includes: it checks a batch of deletions as DeleteMessage, ministack (when it enforces roles) by the call's own name."""
     for name in iam.list_role_policies(RoleName=role)["PolicyNames"]:
         document: Any = iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"]
@@ -110,7 +116,7 @@ def let_queues_be_used_in_batches(iam: IAMClient, role: str) -> None:
 
 def _with_batches(actions: str | list[str]) -> str | list[str]:
     listed = [actions] if isinstance(actions, str) else actions
-    batches = [f"{action}Batch" for action in listed if action in BATCHED_ACTIONS and f"{action}Batch" not in listed]
+    batches = [BATCHES[action] for action in listed if action in BATCHES and BATCHES[action] not in listed]
     return [*listed, *batches] if batches else actions
 
 

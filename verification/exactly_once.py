@@ -29,6 +29,7 @@ QUICK: tuple[Scenario, ...] = (
     Scenario(name="one request, messages come twice", redeliveries=1, visibility_s=BEFORE_SPILL_S),
     Scenario(name="async, workers die twice", asks=(Ask(asynchronous=True),), worker_crashes=2),
     Scenario(name="async, a worker dies and a call fails", asks=(Ask(asynchronous=True),), worker_crashes=1, faults=1),
+    Scenario(name="async, visibility extended, a worker dies", asks=(Ask(asynchronous=True),), workers=2, worker_crashes=1, extends=True),
     Scenario(name="async retried", asks=(Ask(asynchronous=True), Ask(asynchronous=True))),
 )
 """Seconds together; these run with the tests."""
@@ -44,6 +45,8 @@ FULL: tuple[Scenario, ...] = (
     Scenario(name="retried, a call fails", asks=RETRY, faults=1, spill=False),
     Scenario(name="two clients, one key", asks=(Ask(), BOB), spill=False),
     Scenario(name="async, two workers, redelivered, one dies", asks=(Ask(asynchronous=True),), workers=2, worker_crashes=1, redeliveries=1),
+    Scenario(name="one request, visibility extended, a call fails", extends=True, faults=1),
+    Scenario(name="two workers, visibility extended late or not", workers=2, visibility_s=BEFORE_SPILL_S, extends=True),
     Scenario(name="one request, two calls fail", faults=2),
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -12,9 +12,10 @@ from markserve.adapters.memory import MemoryBlobStore, MemoryInstanceRegistry, M
 from markserve.core.profiles import LatencyEstimate
 from markserve.core.tunables import Tunables
 from markserve.core.types import BatchProfile, CapacityType, Instance, InstanceState, Offering, ProfilePoint, WorkerStats
+from markserve.core.visibility import LEAD_SHARE
 from markserve.front import Call, Front, FrontPorts
-from markserve.messages import ModelRecord, Tensor
-from markserve.ports import ResultStore, SpilloverInvoker
+from markserve.messages import Answer, InferenceRequest, ModelRecord, Tensor
+from markserve.ports import ModelRunner, ResultStore, SpilloverInvoker
 from markserve.telemetry import logger
 from verification.ports import label_of
 from worker.engine import Engine
@@ -109,29 +110,43 @@ def run_worker(world: Protocol, mailbox_type: type[Mailbox]) -> Hashable:
         queue=world.queue, results=cast("ResultStore", world.results), blobs=MemoryBlobStore(), clock=clock, pause=clock.sleep
     )
     intake = Intake(instance_id="i-1", blobs=MemoryBlobStore(), mailbox=mailbox, runner_for=lambda _: world.runner, pause=clock.sleep)
+    runner: ModelRunner = Keeping(world, lambda: engine.keep_hidden()) if world.scenario.extends else world.runner
     engine = Engine(
         instance_id="i-1",
         queue=world.queue,
         mailbox=mailbox,
         intake=intake,
         pacing=pacing,
-        runner_for=lambda _: world.runner,
+        runner_for=lambda _: runner,
         receive_wait_s=0.0,
         clock=clock,
     )
-    for refused in engine.receive():
+    if refused := engine.receive():
         engine.reply(refused)
     while len(pacing.accumulator):
         batch = engine.next_batch()
         if batch is not None:
-            for finished in engine.run(batch):
-                engine.reply(finished)
+            engine.reply(engine.run(batch))
         elif len(pacing.accumulator):
             due_s = pacing.accumulator.due_at_s(now_s=clock(), runner_idle=True, arrival_rate_rps=pacing.arrival_rate_rps(clock()))
             clock.sleep(max(1e-6, (due_s or clock()) - clock()))
     for _ in range(world.scenario.faults + 1):  # a delete that failed is tried again with each heartbeat
         mailbox.flush()
     return "idle"
+
+
+class Keeping:
+    """A model that takes so long that the worker looks after its message's visibility meanwhile, on time or late."""
+
+    def __init__(self, world: Protocol, keep_hidden: Callable[[], None]) -> None:
+        self._world = world
+        self._keep_hidden = keep_hidden
+
+    def run(self, batch: Sequence[InferenceRequest]) -> list[Answer | Exception]:
+        """Extend once, then compute."""
+        self._world.clock.sleep((1 - LEAD_SHARE) * self._world.scenario.visibility_s + 1e-6)
+        self._keep_hidden()
+        return self._world.runner.run(batch)
 
 
 def _first_and_last(*, first_s: float, total_s: float, **_: float) -> Iterator[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence, Set
 from typing import TYPE_CHECKING, TypeVar
 
 from markserve.adapters.memory import MemoryResultStore, MemoryWorkQueue
@@ -69,19 +69,23 @@ class GatedResults:
             self._ids.append(request_id)
         return gated(self._world, "put_pending", lambda: self._stored.put_pending(request_id, **fields), bool)  # type: ignore[arg-type]
 
-    def put_answer(self, answer: Answer, *, expires_at_s: float, accepted_only: bool = False) -> bool:
+    def put_answer(self, answer: Answer, *, expires_at_s: float, recorded_only: bool = False) -> bool:
         """Record an answer."""
         if answer.request_id not in self._ids:
             self._ids.append(answer.request_id)
 
         def run() -> bool:
             before = self._stored.get(answer.request_id)
-            is_first = self._stored.put_answer(answer, expires_at_s=expires_at_s, accepted_only=accepted_only)
+            is_first = self._stored.put_answer(answer, expires_at_s=expires_at_s, recorded_only=recorded_only)
             after = self._stored.get(answer.request_id)
             self._world.check_written(before.answer if before else None, after.answer if after else None, answer.request_id)
             return is_first
 
         return gated(self._world, f"put_answer {label_of(answer)}", run, bool)
+
+    def put_answers(self, answers: Sequence[Answer], *, expires_at_s: float, recorded: Set[str]) -> list[bool]:
+        """Record answers; a worker holds one here."""
+        return [self.put_answer(one, expires_at_s=expires_at_s, recorded_only=one.request_id in recorded) for one in answers]
 
     def get(self, request_id: str) -> StoredResult | None:
         """Read."""
@@ -134,6 +138,16 @@ class GatedQueue(MemoryWorkQueue):
     def release(self, receipts: Sequence[str]) -> None:
         """Give back."""
         gated(self._world, f"release {sorted(receipts)}", lambda: super(GatedQueue, self).release(receipts), lambda _: "")
+
+    def extend(self, receipts: Sequence[str], *, for_s: float) -> None:
+        """Keep hidden."""
+
+        def run() -> None:
+            super(GatedQueue, self).extend(receipts, for_s=for_s)
+            for envelope in self._envelopes.values():
+                envelope.visible_at_s = round(envelope.visible_at_s, 6)  # the clock's steps: a sum of floats is not always one
+
+        gated(self._world, f"extend {sorted(receipts)}", run, lambda _: "")
 
     def reject(self, received: ReceivedRequest, *, reason: str) -> None:
         """Bury."""

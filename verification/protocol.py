@@ -47,6 +47,8 @@ class Scenario:
     """Messages that the queue hands out again though they are held, or were deleted."""
     visibility_s: float = 0.25
     """Past the deadline of 0.2 s and within the front's grace, where an expiry races with everything."""
+    extends: bool = False
+    """Whether batches take so long that workers extend visibility while they compute."""
 
 
 class Protocol:

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
-from math import inf
+from collections.abc import Callable, Iterable, Sequence
 
 from markserve.core.batching import Batch
 from markserve.core.tunables import Tunables
 from markserve.core.types import Tier, WorkerStats
+from markserve.core.visibility import Run
 from markserve.errors import InferenceFailed, InvalidRequest, Transient
 from markserve.messages import Answer, AnswerError
 from markserve.ports import ModelRunner, WorkQueue
 from markserve.telemetry import logger
 from worker.intake import Intake, Work
 from worker.mailbox import Finished, Mailbox
-from worker.pacing import Pacing
+from worker.pacing import MESSAGES_PER_RECEIVE, Pacing
+from worker.polling import Polling
 
-RECEIVE_LIMIT = 10
 RELEASE_MARGIN_S = 2.0
 """Before an interruption: time to release messages, report and exit."""
 
@@ -63,11 +63,10 @@ class Engine:
         self._clock = clock
         self._receivers = receivers
         self._asked = 0  # messages that receive calls under way may bring
-        self._polls = 0  # receive calls under way
-        self._run_ends_s = 0.0  # when the running batch should be done
+        self._polling = Polling(pacing, now_s=clock())
+        self._run: Run | None = None  # the batch that is being computed
         self._held_rows = 0
         self._suspect_held = False
-        self._queue_was_empty = False
         self._queue_depth = 0
         self._running = 0
         self._unreplied = 0
@@ -80,49 +79,38 @@ class Engine:
     # --- receiving --------------------------------------------------------------------------------------------
 
     def wait_for_room(self) -> bool:
-        """Block while a receive call would bring nothing that can be used yet; False once nothing more is to be received.
-
-        SQS bills calls, and a long poll returns with the first message: polling on while a batch runs would fetch one
-        message a call. Left in the queue until shortly before the runner is free, the same messages come ten a call.
-        """
+        """Block while a receive call would bring nothing that can be used yet; False once nothing more is to be received."""
         with self.changed:
             if self._room() + self._asked < 1:
-                self._queue_was_empty = False  # it fills up while we hold off
+                self._polling.hold_off()
             while self._is_accepting():
-                pause_s = self._pause_before_poll_s()
+                pause_s = self._polling.pause_s(self._run, room=self._room(), now_s=self._clock())
                 if pause_s <= 0:
                     return True
                 self.changed.wait(min(1.0, pause_s))
             return False
 
-    def _pause_before_poll_s(self) -> float:
-        """How long a receiver should wait if nothing changes; infinite until something does."""
-        enough_room = min(RECEIVE_LIMIT, max(1, self._pacing.hold_limit // 2))
-        if self._room() < enough_room or self._polls >= self._pacing.receivers_wanted:
-            return inf
-        if not self._running or not self._queue_was_empty:
-            return 0.0
-        return self._run_ends_s - self._pacing.receive_lead_s - self._clock()
-
     def receive(self) -> list[Finished]:
         """Poll the queue once, hold what came, and return answers for what cannot be run."""
         with self.changed:
-            wanted = min(RECEIVE_LIMIT, self._room()) if self._is_accepting() else 0
+            wanted = min(MESSAGES_PER_RECEIVE, self._room()) if self._is_accepting() else 0
             if wanted < 1:
                 return []
             self._asked += wanted
-            self._polls += 1
+            self._polling.begin()
+            run = self._run
         asked_at_s = self._clock()
         try:
             received = self._queue.receive(max_messages=wanted, wait_s=self._receive_wait_s)
             now_s = self._clock()
+            self._mailbox.hold(received, now_s=now_s)
             with self.changed:
                 requests = [one.request for one in received]
                 is_full = len(received) == wanted
                 if received:
                     self._pacing.observe_round_trip(max(0.0, now_s - asked_at_s))
-                self._pacing.observe_receipt(requests, now_s=now_s, queue_was_empty=self._queue_was_empty, is_full=is_full)
-                self._queue_was_empty = not is_full
+                self._pacing.observe_receipt(requests, now_s=now_s, queue_was_empty=self._polling.queue_was_empty, is_full=is_full)
+                self._polling.came_back(is_full=is_full, begun_during=run, now_s=now_s)
             refused: list[Finished] = []
             for one in received:
                 judged = self._intake.judge(one, now_s)
@@ -136,7 +124,7 @@ class Engine:
         finally:
             with self.changed:
                 self._asked -= wanted
-                self._polls -= 1
+                self._polling.end()
                 self.changed.notify_all()
 
     def receiver_ended(self) -> None:
@@ -213,12 +201,15 @@ class Engine:
             if batch is not None:
                 self._held_rows -= batch.size
                 self._running = len(batch.items)
-                self._run_ends_s = now_s + self._pacing.accumulator.estimate.batch_latency_s(batch.size)
+                estimate_s = self._pacing.accumulator.estimate.batch_latency_s(batch.size)
+                self._run = Run(started_at_s=now_s, ends_at_s=now_s + estimate_s)
             self._dropped += len(hopeless)
             self.changed.notify_all()
         self._mailbox.forget(work.received for work in hopeless)
         for work in unfinishable:
             self._mailbox.give_back(work.received)
+        if batch is not None and self._run is not None:
+            self._mailbox.expect((work.received for work in batch.items), finish_at_s=self._run.ends_at_s)
         return batch
 
     def run(self, batch: Batch[Work]) -> list[Finished]:
@@ -234,6 +225,9 @@ class Engine:
         finished_s = self._clock()
         is_typical = len(by_version) == 1 and not any(isinstance(outcome, Exception) for _, outcome in outcomes)
         with self.changed:
+            if self._run is not None:
+                self._pacing.observe_end(self._run, now_s=finished_s)
+                self._run = None
             if is_typical:
                 self._pacing.observe_batch(rows=batch.size, compute_s=finished_s - started_s)
             self._batches += 1
@@ -288,22 +282,29 @@ class Engine:
 
     # --- replying and reporting -------------------------------------------------------------------------------
 
-    def reply(self, finished: Finished) -> None:
-        """Deliver an answer; the queue redelivers the message of one that could not be."""
-        is_delivered = self._mailbox.deliver(finished)
+    def reply(self, parcel: Sequence[Finished]) -> None:
+        """Deliver answers; the queue redelivers the messages of those that could not be."""
+        delivered = self._mailbox.deliver(parcel)
         with self.changed:
-            self._unreplied -= 1
-            self._completed += is_delivered and finished.answer.error is None
-            self._failed += is_delivered and finished.answer.error is not None
-            if finished.is_suspect:
-                self._suspect_held = False
+            self._unreplied -= len(parcel)
+            for finished, is_delivered in zip(parcel, delivered, strict=True):
+                self._completed += is_delivered and finished.answer.error is None
+                self._failed += is_delivered and finished.answer.error is not None
+                if finished.is_suspect:
+                    self._suspect_held = False
             self.changed.notify_all()
+
+    def keep_hidden(self) -> None:
+        """See to it that no message becomes visible to others while it is held."""
+        with self.changed:
+            run = self._run
+        self._mailbox.keep_hidden(run)
 
     def tidy(self) -> None:
         """Once in a while: delete what is left over, and look how much waits in the queue."""
         self._mailbox.flush()
         with self.changed:
-            known_empty = self._queue_was_empty
+            known_empty = self._polling.queue_was_empty
         try:
             # A poll that came back short has just shown the queue empty: asking would cost a call and say the same.
             depth = 0 if known_empty else self._queue.depth()

@@ -8,6 +8,7 @@ from markserve.core.batching import BatchAccumulator, BatchLimits, choose_batch_
 from markserve.core.estimators import DecayingQuantile, RateEstimate
 from markserve.core.profiles import LatencyEstimate
 from markserve.core.tunables import Tunables
+from markserve.core.visibility import Run
 from markserve.errors import InfeasibleSlo
 from markserve.messages import InferenceRequest
 from markserve.telemetry import logger
@@ -27,7 +28,10 @@ ROUND_TRIP_QUANTILE = 0.25
 """Of receive calls that bring something: under load the quickest quarter took a round trip, the others also waited."""
 ROUND_TRIP_WINDOW = 32
 EARLY_SHARE = 0.2
-"""T(b) is an upper quantile: a batch may be done this share of it sooner, and should then find the next one received."""
+"""T(b) is an upper quantile, so a batch is done sooner, by this share of it until that is measured."""
+EARLY_QUANTILE = 0.75
+"""Three of four batches that are done should find the next one received; for the fourth, others would wait."""
+EARLY_WINDOW = 32
 MESSAGES_PER_RECEIVE = 10
 OVERHEAD_QUANTILE = 0.98
 OVERHEAD_WINDOW = 100
@@ -59,6 +63,7 @@ class Pacing(Generic[ItemT]):
         self._reply_overhead = DecayingQuantile(quantile=OVERHEAD_QUANTILE, value=0.0, window=OVERHEAD_WINDOW)
         self._spill_reserve_s = spill_reserve_s if tunables.spillover_max_concurrency else 0.0
         self._round_trip = DecayingQuantile(quantile=ROUND_TRIP_QUANTILE, value=RECEIVE_ROUND_TRIP_S, window=ROUND_TRIP_WINDOW)
+        self._early = DecayingQuantile(quantile=EARLY_QUANTILE, value=EARLY_SHARE, window=EARLY_WINDOW)
         self._rate = rate or RateEstimate()
         self._is_backlogged = False
         self._chosen_budget_s = self.latency_budget_s
@@ -97,9 +102,19 @@ class Pacing(Generic[ItemT]):
         return batches * self.limits.max_batch_size + int(self.limits.service_rate_rps * RECEIVE_ROUND_TRIP_S) + 1
 
     @property
-    def receive_lead_s(self) -> float:
-        """How long before the runner is expected to be free the next messages should be asked for."""
-        return self._round_trip.value + EARLY_SHARE * self.limits.batch_latency_s
+    def round_trip_s(self) -> float:
+        """How long a receive call takes that does not have to wait for a message."""
+        return self._round_trip.value
+
+    @property
+    def early_share(self) -> float:
+        """By which share of its estimate a batch may be done early."""
+        return self._early.value
+
+    @property
+    def is_backlogged(self) -> bool:
+        """Whether the queue held more than two calls in a row could bring."""
+        return self._is_backlogged
 
     @property
     def receivers_wanted(self) -> int:
@@ -137,6 +152,12 @@ class Pacing(Generic[ItemT]):
     def observe_round_trip(self, seconds: float) -> None:
         """Learn how long a receive call took that brought something."""
         self._round_trip = self._round_trip.observe(seconds)
+
+    def observe_end(self, run: Run, *, now_s: float) -> None:
+        """Learn by which share of its estimate a batch was done early."""
+        estimate_s = run.ends_at_s - run.started_at_s
+        if estimate_s > 0:
+            self._early = self._early.observe(max(0.0, 1 - (now_s - run.started_at_s) / estimate_s))
 
     def observe_arrivals(self, count: int, *, now_s: float) -> None:
         """Learn of requests that came without a queue before this process: no transport, no backlog but the one held."""

@@ -1,7 +1,7 @@
 """The worker's threads: each repeats one step of the engine until it has drained.
 
-Receivers (long polls), one runner (the only thread that computes), repliers, a heartbeat and a watch for the spot
-notice. The next batch fills while one runs. A thread that fails ends them all: half a worker would take messages and
+Receivers (long polls), one runner (the only thread that computes), repliers, a heartbeat, a look at visibility timeouts and a
+watch for the spot notice. The next batch fills while one runs. A thread that fails ends them all: half a worker would take messages and
 not answer them, while a dead one is replaced and its messages are redelivered.
 """
 
@@ -16,10 +16,12 @@ from markserve.errors import Transient
 from markserve.telemetry import logger
 from worker.engine import Engine
 from worker.lifeline import Lifeline
-from worker.mailbox import Finished
+from worker.mailbox import Finished, parcels
 
 REPLIERS = 8
-"""Answers stored at once: a conditional put takes 5-10 ms on AWS, so these keep up with about 1000 requests/s."""
+"""Parcels of answers stored at once: a conditional put takes 5-10 ms on AWS, so these keep up with 1000 requests/s even one by one."""
+VISIBILITY_LOOK_S = 1.0
+"""How often to look for messages that may outlast their visibility timeout: ten times in the last third of 30 s."""
 NOTICE_POLL_S = 2.0
 """The spot notice comes two minutes ahead; AWS suggests looking every 5 s."""
 UNAVAILABLE_PAUSE_S = 1.0
@@ -38,6 +40,7 @@ def serve(engine: Engine, lifeline: Lifeline, *, receivers: int, heartbeat_s: fl
         *[threads.receive] * receivers,
         threads.run,
         *[threads.reply] * REPLIERS,
+        threads.keep_hidden,
         threads.beat,
         threads.watch,
         threads.follow_traffic,
@@ -59,7 +62,7 @@ class _Threads:
         self._lifeline = lifeline
         self._heartbeat_s = heartbeat_s
         self._follow_traffic = follow_traffic
-        self._replies: SimpleQueue[Finished | None] = SimpleQueue()
+        self._replies: SimpleQueue[list[Finished] | None] = SimpleQueue()
         self._pause = threading.Event()
 
     def receive(self) -> None:
@@ -84,8 +87,8 @@ class _Threads:
 
     def reply(self) -> None:
         """Store answers."""
-        while (finished := self._replies.get()) is not None:
-            self._engine.reply(finished)
+        while (parcel := self._replies.get()) is not None:
+            self._engine.reply(parcel)
 
     def beat(self) -> None:
         """Give signs of life; a registry that does not answer is not a reason to stop serving."""
@@ -94,6 +97,11 @@ class _Threads:
                 self._lifeline.beat()
             except Transient as error:
                 logger.warning("heartbeat failed: %s", error)
+
+    def keep_hidden(self) -> None:
+        """Keep what is held from others; here, so that no slow batch, reply or heartbeat delays it."""
+        while not self._engine.wait_until_drained(VISIBILITY_LOOK_S):
+            self._engine.keep_hidden()
 
     def watch(self) -> None:
         """Look for a spot interruption notice."""
@@ -111,8 +119,8 @@ class _Threads:
         self._end_repliers()
 
     def _send(self, finished: list[Finished]) -> None:
-        for one in finished:
-            self._replies.put(one)
+        for parcel in parcels(finished):
+            self._replies.put(parcel)
 
     def _end_repliers(self) -> None:
         for _ in range(REPLIERS):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,12 @@ class Scene:
     dead_letters: Callable[[], list[tuple[str, str]]]
     """(body, reason)"""
     calls: Callable[[], int]
+    let_pass: Callable[[float], object]
+    """Seconds of the queue's clock."""
+
+
+VISIBILITY_S = 2
+"""As short as SQS's whole seconds allow, and a second to look before the end: one of the clocks is real."""
 
 
 @pytest.fixture(params=BACKENDS)
@@ -31,18 +38,31 @@ def scene(request: pytest.FixtureRequest) -> Scene:
     return memory_scene() if request.param == "memory" else sqs_scene(request.getfixturevalue("aws")("sqs"))
 
 
-def memory_scene() -> Scene:
-    queue = MemoryWorkQueue()
+@pytest.fixture(params=BACKENDS)
+def brief(request: pytest.FixtureRequest) -> Scene:
+    """A queue whose visibility timeout ends within the test."""
+    return memory_scene(VISIBILITY_S) if request.param == "memory" else sqs_scene(request.getfixturevalue("aws")("sqs"), VISIBILITY_S)
+
+
+def memory_scene(visibility_s: float = 30.0) -> Scene:
+    now_s = [0.0]
+    queue = MemoryWorkQueue(now=lambda: now_s[0], visibility_s=visibility_s)
+
+    def let_pass(seconds: float) -> None:
+        now_s[0] += seconds
+
     return Scene(
         queue=queue,
         send_raw=lambda body: queue.send_raw(body.encode()),
         dead_letters=lambda: [(letter.body.decode(), letter.reason) for letter in queue.dead_letters],
         calls=lambda: queue.calls,
+        let_pass=let_pass,
     )
 
 
-def sqs_scene(client: Any) -> Scene:
-    work_url, dead_url = (client.create_queue(QueueName=name)["QueueUrl"] for name in ("work", "work-dlq"))
+def sqs_scene(client: Any, visibility_s: int = 30) -> Scene:
+    attributes = {"VisibilityTimeout": str(visibility_s)}
+    work_url, dead_url = (client.create_queue(QueueName=name, Attributes=attributes)["QueueUrl"] for name in ("work", "work-dlq"))
     queue = SqsWorkQueue(client, work_url, dead_letter_queue_url=dead_url)
 
     def dead_letters() -> list[tuple[str, str]]:
@@ -55,6 +75,7 @@ def sqs_scene(client: Any) -> Scene:
         send_raw=lambda body: client.send_message(QueueUrl=work_url, MessageBody=body),
         dead_letters=dead_letters,
         calls=lambda: queue.calls,
+        let_pass=time.sleep,
     )
 
 
@@ -112,6 +133,7 @@ def test_work_queue_forgets_messages_when_they_are_deleted(scene: Scene) -> None
 def test_work_queue_makes_no_call_when_there_is_nothing_to_delete(scene: Scene) -> None:
     scene.queue.delete([])
     scene.queue.release([])
+    scene.queue.extend([], for_s=30.0)
 
     assert scene.calls() == 0
 
@@ -124,6 +146,58 @@ def test_work_queue_redelivers_and_counts_when_a_message_is_released(scene: Scen
     (second,) = scene.queue.receive(max_messages=1, wait_s=0.0)
 
     assert (second.request, second.receive_count) == (first.request, 2)
+
+
+def test_work_queue_says_how_long_it_hides_a_message(brief: Scene) -> None:
+    assert brief.queue.visibility_timeout_s() == VISIBILITY_S
+
+
+def test_work_queue_hides_a_message_for_longer_when_it_is_extended(brief: Scene) -> None:
+    for request in numbered(2):
+        brief.queue.send(request)
+    kept, left = brief.queue.receive(max_messages=10, wait_s=0.0)
+
+    brief.queue.extend([kept.receipt], for_s=30.0)
+    brief.let_pass(VISIBILITY_S + 0.1)
+    received = brief.queue.receive(max_messages=10, wait_s=0.0)
+
+    assert [(one.request, one.receive_count) for one in received] == [(left.request, 2)]
+
+
+def test_work_queue_extends_nothing_that_is_deleted(scene: Scene) -> None:
+    scene.queue.send(a_request())
+    (received,) = scene.queue.receive(max_messages=10, wait_s=0.0)
+    scene.queue.delete([received.receipt])
+
+    scene.queue.extend([received.receipt], for_s=60.0)
+
+    assert scene.queue.receive(max_messages=10, wait_s=0.0) == []
+
+
+def test_memory_queue_extends_nothing_that_is_visible_again() -> None:
+    """As SQS: MessageNotInflight. moto extends it all the same."""
+    scene = memory_scene(VISIBILITY_S)
+    scene.queue.send(a_request())
+    (late,) = scene.queue.receive(max_messages=10, wait_s=0.0)
+    scene.let_pass(VISIBILITY_S + 0.1)
+
+    scene.queue.extend([late.receipt], for_s=30.0)
+    (again,) = scene.queue.receive(max_messages=10, wait_s=0.0)
+    scene.queue.extend([late.receipt], for_s=30.0)  # and nothing that somebody else holds
+    scene.let_pass(VISIBILITY_S + 0.1)
+
+    assert (again.receive_count, scene.queue.depth()) == (2, 1)
+
+
+def test_work_queue_extends_ten_messages_a_call(scene: Scene) -> None:
+    for request in numbered(12):
+        scene.queue.send(request)
+    received = [one for _ in range(2) for one in scene.queue.receive(max_messages=10, wait_s=0.0)]
+    calls_before = scene.calls()
+
+    scene.queue.extend([one.receipt for one in received], for_s=60.0)
+
+    assert scene.calls() - calls_before == 2
 
 
 def test_work_queue_counts_visible_messages_as_its_depth(scene: Scene) -> None:

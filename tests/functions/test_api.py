@@ -137,7 +137,7 @@ class World:
     def worker_answers(self, request: InferenceRequest, *, finished_at_s: float) -> None:
         answer = self.answer(request, Tier.WORKER, finished_at_s=finished_at_s, batch_size=4)
         expires_at_s = self.clock() + RESULT_RETENTION_S
-        self.worker_wrote.append(self.results.put_answer(answer, expires_at_s=expires_at_s, accepted_only=request.accepted))
+        self.worker_wrote.append(self.results.put_answer(answer, expires_at_s=expires_at_s, recorded_only=request.recorded))
 
     def _on_lambda(self, request: InferenceRequest) -> Answer:
         self.clock.sleep(self.spill_takes_s)

@@ -342,12 +342,13 @@ def test_roles_may_read_parameters_as_ministack_checks_it_when_it_enforces_roles
     assert document["Statement"] == [{"Effect": "Allow", "Action": "ssm:GetParametersByPath", "Resource": "*"}]
 
 
-def test_workers_may_use_queues_in_batches_as_ministack_checks_it_when_it_enforces_roles(probe: Probe) -> None:
+def test_workers_may_send_batches_as_ministack_checks_it_when_it_enforces_roles(probe: Probe) -> None:
     role = probe.deployment.roles["WorkerRole"]
     document: Any = probe.clients.iam.get_role_policy(RoleName=role, PolicyName="worker")["PolicyDocument"]
     allowed = {action for statement in document["Statement"] for action in statement["Action"]}
 
     assert {"sqs:DeleteMessage", "sqs:DeleteMessageBatch", "sqs:ChangeMessageVisibilityBatch"} <= allowed
+    assert {"dynamodb:PartiQLInsert", "dynamodb:PartiQLUpdate", "dynamodb:BatchExecuteStatement"} <= allowed
 
 
 def test_settings_of_the_functions_are_handed_on(probe: Probe) -> None:

@@ -15,12 +15,27 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
+from markserve.adapters.onnx_runner import CPU, CUDA, TENSORRT, choose_providers
+from markserve.adapters.torch_export import devices, moved
 from markserve.errors import ConfigurationError, InferenceFailed
 from markserve.messages import Answer, ModelFormat, ModelRecord, Stack, Tensor, TensorSpec
 from markserve.runners import load_runner
 from tests.builders import a_model_record, a_request
 
 FLOATS = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
+
+
+class Positions(nn.Module):  # type: ignore[misc]
+    """Creates a tensor itself, and holds a constant that is no weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.scale = torch.arange(4.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.layer(x) + torch.arange(4, device=x.device) + torch.zeros_like(x).to(x.device) * self.scale
+        return result
 
 
 class Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
@@ -36,10 +51,9 @@ class Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         return result
 
 
-def exported() -> bytes:
-    program = torch.export.export(
-        Linear(), (torch.ones(2, 4),), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=1024)},), strict=True
-    )
+def exported(module: nn.Module | None = None) -> bytes:
+    dynamic_shapes = ({0: torch.export.Dim("batch", min=1, max=1024)},)
+    program = torch.export.export(module or Linear(), (torch.ones(2, 4),), dynamic_shapes=dynamic_shapes, strict=True)
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     return buffer.getvalue()
@@ -152,6 +166,52 @@ def test_exported_archive_s_example_inputs_are_never_read() -> None:
     (output,) = load_runner(a_record(artefact, "torch_export"), artefact).compute([Stack("FP32", (1, 4), bytearray(pack([[1, 1, 1, 1]])))])
 
     assert struct.unpack("<2f", output.data) == (6, 22)
+
+
+def test_exported_program_leaves_nothing_on_the_device_it_was_exported_on() -> None:
+    program = torch.export.load(io.BytesIO(exported(Positions())))
+    assert devices(program) == {"cpu"}
+
+    elsewhere = moved(program, "meta")
+
+    assert devices(elsewhere) == {"meta"}
+    module = elsewhere.module()
+    assert {str(tensor.device) for tensor in (*module.parameters(), *module.buffers())} == {"meta"}
+    output = module(torch.empty(3, 4, device="meta"))
+    assert (str(output.device), tuple(output.shape)) == ("meta", (3, 4))
+
+
+def test_weights_alone_do_not_move_what_the_graph_creates() -> None:
+    """Why programs are moved as a whole: should PyTorch come to do it, `moved` can go."""
+    program = torch.export.load(io.BytesIO(exported(Positions())))
+
+    program.module().to("meta")
+
+    assert "cpu" in devices(program)
+
+
+def test_exported_program_that_is_where_it_should_be_is_left_alone() -> None:
+    artefact = exported(Positions())
+    record = a_record(artefact, "torch_export", outputs=(TensorSpec(name="y", datatype="FP32", shape=(-1, 4)),))
+
+    (output,) = load_runner(record, artefact).compute([Stack("FP32", (1, 4), bytearray(pack([[0, 0, 0, 0]])))])
+
+    assert output.shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("available", "device", "chosen"),
+    [
+        ((TENSORRT, CUDA, CPU), "cuda", [CUDA, TENSORRT, CPU]),
+        ((CPU, CUDA), "cuda", [CUDA, CPU]),
+        ((TENSORRT, CPU), "cuda", [TENSORRT, CPU]),
+        (("AzureExecutionProvider", CPU), "cuda", [CPU]),
+        ((TENSORRT, CUDA, CPU), "cpu", [CPU]),
+        (("AzureExecutionProvider", CPU), "cpu", [CPU]),
+    ],
+)
+def test_onnx_provider_is_the_gpu_s_that_needs_no_compiling_and_the_cpu_last(available: Any, device: str, chosen: list[str]) -> None:
+    assert choose_providers(available, device) == chosen
 
 
 def pack(rows: Any) -> bytes:

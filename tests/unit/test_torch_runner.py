@@ -188,3 +188,39 @@ def test_artefact_is_refused_when_it_is_not_torchscript() -> None:
 
     with pytest.raises(ConfigurationError, match="is not a TorchScript archive"):
         TorchScriptRunner.load(record, artefact)
+
+
+class Ramp(nn.Module):  # type: ignore[misc]
+    """Creates a tensor on its input's device."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.arange(x.size(1), device=x.device)
+
+
+def traced(module: nn.Module) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(module.eval(), torch.ones(2, 3)), buffer)
+    return buffer.getvalue()
+
+
+def load_on(device: str, artefact: bytes) -> TorchScriptRunner:
+    record = a_model_record(artefact_sha256=hashlib.sha256(artefact).hexdigest())
+    return TorchScriptRunner.load(record, artefact, device=device)
+
+
+def test_module_that_was_traced_for_another_device_is_refused_with_the_way_out() -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"was traced for cpu and names that device .* cannot run on meta; save it with torch\.export"
+    ):
+        load_on("meta", traced(Ramp()))
+
+
+def test_module_that_was_traced_for_this_device_is_loaded() -> None:
+    load_on("cpu", traced(Ramp()))
+
+
+@pytest.mark.parametrize("artefact", [script(Ramp()), traced(nn.Linear(3, 3))], ids=["scripted", "traced, no device named"])
+def test_module_that_names_no_device_is_loaded_on_any(artefact: bytes) -> None:
+    load_on("meta", artefact)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence, Set
 from typing import Any
 
 import msgspec
@@ -34,10 +35,10 @@ def test_every_request_is_answered_once_whatever_happens(scenario: Scenario) -> 
 class DeletesFirst(Mailbox):
     """Lets go of a message before its answer is stored."""
 
-    def deliver(self, finished: Finished) -> bool:
-        self.forget([finished.received])
+    def deliver(self, parcel: Sequence[Finished]) -> list[bool]:
+        self.forget(finished.received for finished in parcel)
         self.flush()
-        return self._store(finished.answer, accepted_only=False) is not None
+        return super().deliver(parcel)
 
 
 class LastWriterWins(MemoryResultStore):
@@ -96,8 +97,8 @@ def test_an_answer_given_out_unrecorded_is_found(monkeypatch: pytest.MonkeyPatch
 class BuriesWhatWasAnswered(Mailbox):
     """Moves a message that looks like poison to the dead-letter queue, whatever its answer."""
 
-    def _store(self, answer: Answer, *, accepted_only: bool) -> bool | None:
-        return None if super()._store(answer, accepted_only=accepted_only) is None else True
+    def _store(self, answers: Sequence[Answer], recorded: Set[str]) -> list[bool | None]:
+        return [None if outcome is None else True for outcome in super()._store(answers, recorded)]
 
 
 def test_burying_what_was_answered_is_found() -> None:

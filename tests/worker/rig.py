@@ -25,7 +25,7 @@ from tests.builders import MODEL, NOW_S, a_profile, a_request, an_instance
 from worker.engine import Engine
 from worker.intake import Intake, Work
 from worker.lifeline import Lifeline
-from worker.mailbox import Mailbox
+from worker.mailbox import Mailbox, parcels
 from worker.pacing import Pacing
 
 INSTANCE_ID = "i-0001"
@@ -94,16 +94,15 @@ class Rig:
 
     def receive(self) -> None:
         """Poll once, and deliver the refusals."""
-        for refused in self.engine.receive():
-            self.engine.reply(refused)
+        self.engine.reply(self.engine.receive())
 
     def run_one(self) -> bool:
         """Run one batch, if one closes now, and deliver its answers."""
         batch = self.engine.next_batch()
         if batch is None:
             return False
-        for finished in self.engine.run(batch):
-            self.engine.reply(finished)
+        for parcel in parcels(self.engine.run(batch)):
+            self.engine.reply(parcel)
         return True
 
     def answer(self, request_id: str) -> Answer | None:

@@ -202,9 +202,7 @@ def test_answer_is_retried_when_the_results_table_does_not_answer() -> None:
     rig.receive()
     batch = rig.engine.next_batch()
     assert batch is not None
-    (finished,) = rig.engine.run(batch)
-
-    rig.engine.reply(finished)
+    rig.engine.reply(rig.engine.run(batch))
     rig.engine.tidy()
 
     assert rig.engine.stats().completed == 0
@@ -345,7 +343,7 @@ def test_poison_that_somebody_answered_meanwhile_is_not_buried() -> None:
 def test_answer_that_outlives_its_acceptance_is_kept_for_nobody() -> None:
     """A dead letter that is driven back to its queue days later, say: its client can no longer ask for the answer."""
     rig = Rig()
-    rig.queue.send(a_request(request_id="old", arrival_at_s=NOW_S - 90_000.0, deadline_at_s=None, spill_at_s=None, accepted=True))
+    rig.queue.send(a_request(request_id="old", arrival_at_s=NOW_S - 90_000.0, deadline_at_s=None, spill_at_s=None, recorded=True))
 
     rig.receive()
     assert rig.run_one()

@@ -42,15 +42,16 @@ def test_receiver_polls_in_time_for_the_next_batch() -> None:
     rig.receive()
     batch = rig.engine.next_batch()
     assert batch is not None
-    rig.clock.pause(rig.pacing.accumulator.estimate.batch_latency_s(batch.size) - rig.pacing.receive_lead_s)
+    rig.clock.pause(rig.pacing.accumulator.estimate.batch_latency_s(batch.size) * (1 - rig.pacing.early_share) - rig.pacing.round_trip_s)
 
     assert polls_within(rig)
 
 
-def test_receiver_polls_on_while_a_batch_runs_when_the_last_poll_came_back_full() -> None:
+def test_receiver_polls_on_while_a_batch_runs_when_there_is_a_backlog() -> None:
     rig = Rig()
-    for number in range(12):
+    for number in range(32):
         rig.send(str(number))
+    rig.receive()
     rig.receive()
     assert rig.engine.next_batch() is not None
 

@@ -6,7 +6,7 @@ port in memory and is held to the same contract tests as the AWS adapters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -87,11 +87,25 @@ class ResultStore(Protocol):
     ) -> bool:
         """Record that a request was accepted, and for whom; False when the id is already known."""
 
-    def put_answer(self, answer: Answer, *, expires_at_s: float, accepted_only: bool = False) -> bool:
+    def put_answer(self, answer: Answer, *, expires_at_s: float, recorded_only: bool = False) -> bool:
         """Record the answer unless there is one already; True when this one is now *the* answer.
 
-        With `accepted_only` an answer is kept only beside the record of its acceptance: one that outlives that would be nobody's, and
+        With `recorded_only` an answer is kept only beside the record of its acceptance: one that outlives that would be nobody's, and
         stand in the way of whoever uses the same key again.
+        """
+
+    def put_answers(self, answers: Sequence[Answer], *, expires_at_s: float, recorded: Set[str] = frozenset()) -> list[bool | Transient]:
+        """Record several answers, each by itself as `put_answer` does, in as few calls as it takes.
+
+        Parameters
+        ----------
+        recorded
+            Requests whose acceptance was recorded: `recorded_only` holds for them.
+
+        Returns
+        -------
+        For each answer
+            Whether it is now *the* answer; or why it could not be written, which may be tried again.
         """
 
     def get(self, request_id: str) -> StoredResult | None:
@@ -206,6 +220,12 @@ class WorkQueue(Protocol):
 
     def release(self, receipts: Sequence[str]) -> None:
         """Give messages back at once, unprocessed."""
+
+    def extend(self, receipts: Sequence[str], *, for_s: float) -> None:
+        """Keep messages hidden for `for_s` from now, in batches of 10; one that is visible again or deleted stays so."""
+
+    def visibility_timeout_s(self) -> float:
+        """How long a message stays hidden from its receipt, as last read."""
 
     def reject(self, received: ReceivedRequest, *, reason: str) -> None:
         """Move a message to the dead-letter queue with the reason, and acknowledge it."""

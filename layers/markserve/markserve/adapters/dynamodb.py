@@ -30,10 +30,11 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from markserve.errors import ConfigurationError, DependencyUnavailable, MarkserveError, Throttled
+from markserve.errors import ConfigurationError, DependencyUnavailable, MarkserveError, Throttled, Transient
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
+    from mypy_boto3_dynamodb.literals import ReturnValueType
 
 Item = dict[str, Any]
 """Attributes in DynamoDB's typed form, `{"at_s": {"N": "5.0"}}`."""
@@ -52,6 +53,7 @@ THROTTLED = frozenset(
     }
 )
 UNAVAILABLE = frozenset({"InternalServerError", "ServiceUnavailable", "ReplicatedWriteConflictException"})
+NOT_HELD = frozenset({"ConditionalCheckFailed", "DuplicateItem"})
 CONFLICT = frozenset({"TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"})
 CONFLICT_ATTEMPTS = 6
 CONFLICT_BACKOFF_S = 0.02
@@ -126,19 +128,22 @@ class Table:
         self, key: Mapping[str, str], update: str, *, condition: str | None = None, names: Mapping[str, str] | None = None, **values: Item
     ) -> Item | None:
         """Update an item and return all of it; None when `condition` does not hold."""
+        return self._update(key, update, "ALL_NEW", _expressions(condition, names, values))
+
+    def change(self, key: Mapping[str, str], update: str, *, condition: str, **values: Item) -> bool:
+        """Update an item without having it sent back; False when `condition` does not hold."""
+        return self._update(key, update, "NONE", _expressions(condition, None, values)) is not None
+
+    def _update(self, key: Mapping[str, str], update: str, returned: ReturnValueType, expressions: Item) -> Item | None:
         try:
             response = self._client.update_item(
-                TableName=self.name,
-                Key=_key(key),
-                UpdateExpression=update,
-                ReturnValues="ALL_NEW",
-                **_expressions(condition, names, values),
+                TableName=self.name, Key=_key(key), UpdateExpression=update, ReturnValues=returned, **expressions
             )
         except (ClientError, BotoCoreError) as error:
             if _code(error) == "ConditionalCheckFailedException":
                 return None
             raise _translate(error, self.name) from error
-        return response["Attributes"]
+        return response.get("Attributes", {})
 
     def delete(self, key: Mapping[str, str]) -> None:
         """Delete an item; a missing one is fine."""
@@ -203,6 +208,25 @@ class Table:
             else:
                 return []
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def execute(self, statements: Sequence[tuple[str, Sequence[Item]]]) -> list[bool | Transient]:
+        """Run up to 25 PartiQL writes, each by itself; for each True, False when its condition does not hold, or why it was not done."""
+        request: Any = [{"Statement": statement, "Parameters": list(parameters)} for statement, parameters in statements]
+        try:
+            response = self._client.batch_execute_statement(Statements=request)
+        except (ClientError, BotoCoreError) as error:
+            raise _translate(error, self.name) from error
+        return [self._outcome(one.get("Error")) for one in response["Responses"]]
+
+    def _outcome(self, error: Any) -> bool | Transient:
+        code = None if error is None else error.get("Code")
+        if code is None or code in NOT_HELD:
+            return code is None
+        if code in THROTTLED:
+            return Throttled(f"DynamoDB throttled table {self.name}: {code}")
+        if code in UNAVAILABLE:
+            return DependencyUnavailable(f"DynamoDB failed on table {self.name}: {code}")
+        raise ConfigurationError(f"DynamoDB refused a statement on table {self.name}: {code}: {error.get('Message')}")
 
     def put_operation(self, item: Item, *, condition: str | None = None, names: Mapping[str, str] | None = None, **values: Item) -> Item:
         """Build a put within a transaction."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING
 
-from markserve.adapters.dynamodb import Table, expiry, new_write_id, number, text
-from markserve.errors import PayloadTooLarge
+from markserve.adapters.dynamodb import Item, Table, expiry, new_write_id, number, text
+from markserve.errors import PayloadTooLarge, Transient
 from markserve.messages import Answer, StoredResult, decode, encode
 
 if TYPE_CHECKING:
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 
 MAX_ANSWER_BYTES = 390 * 1024
 """An item holds 400 KiB, its other attributes included; larger outputs travel by reference."""
+
+MAX_STATEMENTS = 25
+SET_ANSWER = 'SET "answer" = ? SET "expires_at_s" = ? WHERE "request_id" = ? AND "answer" IS MISSING'
+NEW_ANSWER = "VALUE {'request_id': ?, 'answer': ?, 'expires_at_s': ?}"
 
 
 class DynamoResultStore:
@@ -48,19 +53,42 @@ class DynamoResultStore:
             item["deadline_at_s"] = number(deadline_at_s)
         return self._table.put(item, condition="attribute_not_exists(request_id) OR write_id = :write_id", write_id=write_id)
 
-    def put_answer(self, answer: Answer, *, expires_at_s: float, accepted_only: bool = False) -> bool:
-        payload = encode(answer)
-        if len(payload) > MAX_ANSWER_BYTES:
-            raise PayloadTooLarge(f"answer of {len(payload)} bytes exceeds the results table's {MAX_ANSWER_BYTES}", field="outputs")
-        is_first = "attribute_exists(request_id) AND attribute_not_exists(answer)" if accepted_only else "attribute_not_exists(answer)"
-        item = self._table.update(
+    def put_answer(self, answer: Answer, *, expires_at_s: float, recorded_only: bool = False) -> bool:
+        is_first = "attribute_exists(request_id) AND attribute_not_exists(answer)" if recorded_only else "attribute_not_exists(answer)"
+        return self._table.change(
             {"request_id": answer.request_id},
             "SET answer = :answer, expires_at_s = :expires_at_s",
             condition=f"{is_first} OR answer = :answer",
-            answer={"B": payload},
+            answer={"B": _payload(answer)},
             expires_at_s=expiry(expires_at_s),
         )
-        return item is not None
+
+    def put_answers(self, answers: Sequence[Answer], *, expires_at_s: float, recorded: Set[str] = frozenset()) -> list[bool | Transient]:
+        first_of = {answer.request_id: place for place, answer in reversed(list(enumerate(answers)))}
+        places = sorted(first_of.values())  # an id twice in a call is left to the second look
+        outcomes: dict[int, bool | Transient] = {}
+        for start in range(0, len(places), MAX_STATEMENTS) if len(places) > 1 else ():
+            part = places[start : start + MAX_STATEMENTS]
+            written = self._table.execute([self._statement(answers[place], expires_at_s, recorded) for place in part])
+            # A statement whose condition does not hold may have been answered before, by another or by this very call whose response
+            # was lost, or have outlived its acceptance: only the conditional update of one item tells which.
+            outcomes |= {place: outcome for place, outcome in zip(part, written, strict=True) if outcome is not False}
+        return [
+            outcomes[place] if place in outcomes else self._outcome(answer, expires_at_s, recorded) for place, answer in enumerate(answers)
+        ]
+
+    def _statement(self, answer: Answer, expires_at_s: float, recorded: Set[str]) -> tuple[str, list[Item]]:
+        """Build the write of an answer: PartiQL has no upsert, so it is an update of what is recorded, or an insert."""
+        key, payload, expires = text(answer.request_id), {"B": _payload(answer)}, expiry(expires_at_s)
+        if answer.request_id in recorded:
+            return f'UPDATE "{self._table.name}" {SET_ANSWER}', [payload, expires, key]
+        return f'INSERT INTO "{self._table.name}" {NEW_ANSWER}', [key, payload, expires]
+
+    def _outcome(self, answer: Answer, expires_at_s: float, recorded: Set[str]) -> bool | Transient:
+        try:
+            return self.put_answer(answer, expires_at_s=expires_at_s, recorded_only=answer.request_id in recorded)
+        except Transient as error:
+            return error
 
     def get(self, request_id: str) -> StoredResult | None:
         item = self._table.get({"request_id": request_id})
@@ -73,3 +101,10 @@ class DynamoResultStore:
             deadline_at_s=float(item["deadline_at_s"]["N"]) if "deadline_at_s" in item else None,
             **{name: item[name]["S"] for name in ("body_sha256", "owner", "model", "model_version") if name in item},
         )
+
+
+def _payload(answer: Answer) -> bytes:
+    payload = encode(answer)
+    if len(payload) > MAX_ANSWER_BYTES:
+        raise PayloadTooLarge(f"answer of {len(payload)} bytes exceeds the results table's {MAX_ANSWER_BYTES}", field="outputs")
+    return payload

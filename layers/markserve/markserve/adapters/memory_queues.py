@@ -130,6 +130,20 @@ class MemoryWorkQueue:
                     self._envelopes[key].visible_at_s = self._now()
             self._changed.notify_all()
 
+    def extend(self, receipts: Sequence[str], *, for_s: float) -> None:
+        fail_if_told(self._faults, "extend")
+        with self._changed:
+            self.calls += -(-len(receipts) // 10)
+            now_s = self._now()
+            for receipt in receipts:
+                envelope = self._envelopes.get(self._by_receipt.get(receipt, -1))
+                # Only the latest receipt counts: the message may be somebody else's by now.
+                if envelope is not None and envelope.visible_at_s > now_s and receipt.endswith(f".{envelope.receive_count}"):
+                    envelope.visible_at_s = now_s + for_s
+
+    def visibility_timeout_s(self) -> float:
+        return self._visibility_s
+
     def reject(self, received: ReceivedRequest, *, reason: str) -> None:
         with self._changed:
             self.calls += 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
 import msgspec
@@ -137,13 +137,13 @@ class MemoryResultStore:
             self.expiries_at_s[request_id] = expires_at_s
             return True
 
-    def put_answer(self, answer: Answer, *, expires_at_s: float, accepted_only: bool = False) -> bool:
+    def put_answer(self, answer: Answer, *, expires_at_s: float, recorded_only: bool = False) -> bool:
         fail_if_told(self._faults, "put_answer")
         size = len(encode(answer))
         if size > self._max_answer_bytes:
             raise PayloadTooLarge(f"answer of {size} bytes exceeds the results table's {self._max_answer_bytes}", field="outputs")
         with self._lock:
-            if accepted_only and answer.request_id not in self._results:
+            if recorded_only and answer.request_id not in self._results:
                 return False
             known = self._results.get(answer.request_id, StoredResult(request_id=answer.request_id, answer=None))
             if known.answer is not None:
@@ -151,6 +151,15 @@ class MemoryResultStore:
             self._results[answer.request_id] = msgspec.structs.replace(known, answer=answer)
             self.expiries_at_s[answer.request_id] = expires_at_s
             return True
+
+    def put_answers(self, answers: Sequence[Answer], *, expires_at_s: float, recorded: Set[str] = frozenset()) -> list[bool | Transient]:
+        return [self._outcome(answer, expires_at_s, recorded) for answer in answers]
+
+    def _outcome(self, answer: Answer, expires_at_s: float, recorded: Set[str]) -> bool | Transient:
+        try:
+            return self.put_answer(answer, expires_at_s=expires_at_s, recorded_only=answer.request_id in recorded)
+        except Transient as error:
+            return error
 
     def get(self, request_id: str) -> StoredResult | None:
         fail_if_told(self._faults, "get")

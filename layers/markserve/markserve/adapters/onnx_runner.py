@@ -35,6 +35,8 @@ DTYPES = {
 DATATYPES = {name: datatype for datatype, name in DTYPES.items()}
 _ONNX_NAMES = {"float": "FP32", "double": "FP64"}
 
+CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
+
 
 class OnnxRunner:
     """`StackRunner` over an ONNX Runtime session.
@@ -93,6 +95,28 @@ class OnnxRunner:
         return [_stack(name, array, rows) for name, array in zip(names, arrays, strict=True)]
 
 
+def choose_providers(available: Sequence[str], device: str) -> list[str]:
+    """Choose what may run a model's nodes, in order of preference: the first provider takes all that it can.
+
+    CUDA comes before TensorRT, which would compile the model for minutes at each start, while a load waits for the worker. The CPU comes
+    last, for nodes that have no other kernel. What is there besides, such as a remote service, is not used.
+
+    Parameters
+    ----------
+    device
+        `cuda` or `cpu`.
+
+    Examples
+    --------
+    >>> choose_providers([TENSORRT, CUDA, CPU], "cuda")
+    ['CUDAExecutionProvider', 'TensorrtExecutionProvider', 'CPUExecutionProvider']
+    >>> choose_providers([TENSORRT, CUDA, CPU], "cpu")
+    ['CPUExecutionProvider']
+    """
+    wanted = (CUDA, TENSORRT, CPU) if device == "cuda" else (CPU,)
+    return [provider for provider in wanted if provider in available]
+
+
 def _session(artefact: bytes, record: ModelRecord, threads: int) -> Any:
     try:
         import onnxruntime
@@ -104,10 +128,16 @@ def _session(artefact: bytes, record: ModelRecord, threads: int) -> Any:
     # Spinning would take the core from the front between two batches.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
+    available = onnxruntime.get_available_providers()
+    providers = choose_providers(available, "cuda" if {CUDA, TENSORRT} & set(available) else "cpu")
     try:
-        return onnxruntime.InferenceSession(artefact, options, providers=onnxruntime.get_available_providers())
+        session = onnxruntime.InferenceSession(artefact, options, providers=providers)
     except Exception as error:  # see above
         raise ConfigurationError(f"{record.artefact_key} is not an ONNX model: {_brief(error)}") from error
+    if providers[0] not in session.get_providers():
+        # A GPU build without a GPU, or without its libraries, falls back silently.
+        logger.warning("%s: %s cannot be used here, the model runs on %s", record.model, providers[0], session.get_providers())
+    return session
 
 
 def _spec(node: Any) -> TensorSpec:

@@ -7,9 +7,10 @@ be read goes to the dead-letter queue with the reason as an attribute, where a p
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -21,6 +22,7 @@ from markserve.refusals import log_refusal
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
+    from mypy_boto3_sqs.literals import QueueAttributeNameType
 
 MAX_BODY_BYTES = 1024 * 1024 - 4096
 """SQS takes 1 MiB, attributes included; 4 KiB stay free for the reason, should it end in the dead-letter queue."""
@@ -45,6 +47,7 @@ class SqsWorkQueue:
         self._queue_url = queue_url
         self._dead_letter_queue_url = dead_letter_queue_url
         self._lock = threading.Lock()
+        self._visibility_timeout_s: float | None = None
         self.calls = 0
 
     def send(self, request: InferenceRequest) -> None:
@@ -86,11 +89,17 @@ class SqsWorkQueue:
             _raise_for_failed(response, self._queue_url)
 
     def release(self, receipts: Sequence[str]) -> None:
+        self._hide(receipts, 0)
+
+    def extend(self, receipts: Sequence[str], *, for_s: float) -> None:
+        self._hide(receipts, math.ceil(for_s))
+
+    def _hide(self, receipts: Sequence[str], for_s: int) -> None:
         for entries in _batches(receipts):
-            visible_now = [entry | {"VisibilityTimeout": 0} for entry in entries]
+            hidden = [entry | {"VisibilityTimeout": for_s} for entry in entries]
             response = self._call(
-                lambda visible_now=visible_now: self._client.change_message_visibility_batch(  # type: ignore[misc]  # as above
-                    QueueUrl=self._queue_url, Entries=visible_now
+                lambda hidden=hidden: self._client.change_message_visibility_batch(  # type: ignore[misc]  # as above
+                    QueueUrl=self._queue_url, Entries=hidden
                 )
             )
             _raise_for_failed(response, self._queue_url)
@@ -113,10 +122,22 @@ class SqsWorkQueue:
         self.delete([receipt])
 
     def depth(self) -> int:
+        return int(self._attributes()["ApproximateNumberOfMessages"])
+
+    def visibility_timeout_s(self) -> float:
+        if self._visibility_timeout_s is None:
+            self._attributes()
+        return self._visibility_timeout_s or 0.0
+
+    def _attributes(self) -> Mapping[QueueAttributeNameType, str]:
+        """Read what changes: one call for both, so that whoever asks for the depth now and then learns of a changed timeout."""
         response = self._call(
-            lambda: self._client.get_queue_attributes(QueueUrl=self._queue_url, AttributeNames=["ApproximateNumberOfMessages"])
+            lambda: self._client.get_queue_attributes(
+                QueueUrl=self._queue_url, AttributeNames=["ApproximateNumberOfMessages", "VisibilityTimeout"]
+            )
         )
-        return int(response["Attributes"]["ApproximateNumberOfMessages"])
+        self._visibility_timeout_s = float(response["Attributes"]["VisibilityTimeout"])
+        return response["Attributes"]
 
     def _call(self, call: Callable[[], ResultT]) -> ResultT:
         with self._lock:

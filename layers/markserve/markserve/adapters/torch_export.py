@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import torch
+from torch.export.passes import move_to_device_pass
 
 from markserve.adapters.torch_runner import DATATYPES, TorchRunner, default_device, error_text
 from markserve.artefacts import check_digest
@@ -44,10 +45,34 @@ class TorchExportRunner(TorchRunner):
             program = torch.export.load(io.BytesIO(safe))
             if not record.inputs:
                 record = msgspec.structs.replace(record, inputs=_stated_inputs(program))
-            module = program.module().to(device)
+            module = moved(program, device).module()
         except (RuntimeError, ValueError, KeyError, AssertionError, OSError) as error:
             raise ConfigurationError(f"{record.artefact_key} cannot be loaded as a torch.export archive: {error_text(error)}") from error
         return cls(module, record, device=device, tier=tier)
+
+
+def moved(program: Any, device: str) -> Any:
+    """Return the program on a device.
+
+    `module().to(device)` would move the weights alone: what the graph itself creates, such as positions or masks, stays on the device it
+    was exported on.
+    """
+    return program if devices(program) <= {device} else move_to_device_pass(program, device)
+
+
+def devices(program: Any) -> set[str]:
+    """Devices that a program's weights, constants and graph name."""
+    tensors = [value for value in (*program.state_dict.values(), *program.constants.values()) if isinstance(value, torch.Tensor)]
+    found = {str(tensor.device) for tensor in tensors}
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            value = node.meta.get("val")
+            named = [one for one in node.args if isinstance(one, torch.device)]
+            named += [node.kwargs.get("device"), value.device if isinstance(value, torch.Tensor) else None]
+            if node.target is torch.ops.aten.to.device:
+                named.append(node.args[1])
+            found |= {str(one) for one in named if one is not None}
+    return found
 
 
 def _without_pickles(artefact: bytes, key: str) -> bytes:

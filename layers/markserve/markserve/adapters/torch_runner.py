@@ -107,7 +107,7 @@ class TorchScriptRunner(TorchRunner):
         Raises
         ------
         ConfigurationError
-            If the bytes are not the ones that were registered, or not TorchScript.
+            If the bytes are not the ones that were registered, not TorchScript, or traced for another device.
         """
         check_digest(record, artefact)
         torch.set_num_threads(threads)
@@ -119,7 +119,28 @@ class TorchScriptRunner(TorchRunner):
                 module = torch.jit.load(io.BytesIO(artefact), map_location=device)
         except (RuntimeError, ValueError) as error:
             raise ConfigurationError(f"{record.artefact_key} is not a TorchScript archive: {error_text(error)}") from error
+        _refuse_other_device(module, device, record.artefact_key)
         return cls(module.eval(), record, device=device, tier=tier)
+
+
+def _refuse_other_device(module: torch.jit.ScriptModule, device: str, key: str) -> None:
+    """Raise for a graph that creates or moves tensors on a device by name: tracing writes down the one it was done on.
+
+    Loading moves weights and nothing else, so such a module would fail at its first request, about tensors on two devices.
+    """
+    graph = module.inlined_graph  # made anew at each look, and its nodes do not outlive it
+    named = [
+        node.output().toIValue()
+        for node in graph.findAllNodes("prim::Constant", recurse=True)
+        if node.output().type().kind() == "DeviceObjType"
+    ]
+    others = sorted({str(one) for one in named if one.type != torch.device(device).type})
+    if others:
+        raise ConfigurationError(
+            f"{key} was traced for {', '.join(others)} and names that device in its graph, so it cannot run on {device}; save it with"
+            " torch.export.save(torch.export.export(model, inputs), 'model.pt2'), whose programs can be moved, or trace it on a"
+            f" {torch.device(device).type} device"
+        )
 
 
 def default_device() -> str:

@@ -159,6 +159,11 @@ class BatchAccumulator(Generic[ItemT]):
         require(size >= 1, f"size must be at least 1 row, got {size}")
         return _Entry(inf if answer_by_s is None else answer_by_s - reply_overhead_s, next(self._order), item, size, now_s)
 
+    def keeps_up(self, arrival_rate_rps: float) -> bool:
+        """Whether serving as many at a time as are held now would keep up with arrivals."""
+        items = len(self._timed) + len(self._async)
+        return items > 0 and arrival_rate_rps * self._latency_s(self._timed_rows + self._async_rows) <= UTILIZATION_BOUND * items
+
     def due_at_s(self, *, now_s: float, runner_idle: bool, arrival_rate_rps: float) -> float | None:
         """Instant at which `take` closes a batch if nothing else happens, never before `now_s`; None if it would not.
 
@@ -230,7 +235,7 @@ class BatchAccumulator(Generic[ItemT]):
             return now_s, f"due: {items} items take {latency_s:.3f} s"
         if not runner_idle:
             return due_s, f"due: {items} items take {latency_s:.3f} s"
-        if arrival_rate_rps * latency_s <= UTILIZATION_BOUND * items:
+        if self.keeps_up(arrival_rate_rps):
             return now_s, f"idle: {items} at a time keep up with {arrival_rate_rps:.1f} rps"
         quiet_s = max(now_s, due_s - 1 / arrival_rate_rps)
         return quiet_s, f"idle: less than one more expected within {due_s - quiet_s:.3f} s"
