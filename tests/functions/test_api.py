@@ -525,6 +525,21 @@ def test_front_polls_on_when_a_read_fails() -> None:
 # --- idempotency ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("headers", "is_recorded"), [({}, False), (KEYED, True), ({"Prefer": "respond-async"}, True)])
+def test_message_says_whether_whoever_answers_it_finds_a_record(headers: dict[str, str], is_recorded: bool) -> None:
+    world = World()
+    told: list[tuple[bool, bool]] = []
+
+    def on_worker(request: InferenceRequest) -> None:
+        told.append((request.recorded, world.results.get(request.request_id) is not None))
+
+    world.on_worker = on_worker  # type: ignore[method-assign]
+
+    world.infer(headers=headers)
+
+    assert told == [(is_recorded, is_recorded)]
+
+
 def test_retry_gets_the_first_answer_when_it_repeats_key_and_body() -> None:
     world = World()
     first = world.infer(headers=KEYED)

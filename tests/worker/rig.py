@@ -94,7 +94,8 @@ class Rig:
 
     def receive(self) -> None:
         """Poll once, and deliver the refusals."""
-        self.engine.reply(self.engine.receive())
+        for parcel in parcels(self.engine.receive()):
+            self.engine.reply(parcel)
 
     def run_one(self) -> bool:
         """Run one batch, if one closes now, and deliver its answers."""
