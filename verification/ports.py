@@ -69,14 +69,14 @@ class GatedResults:
             self._ids.append(request_id)
         return gated(self._world, "put_pending", lambda: self._stored.put_pending(request_id, **fields), bool)  # type: ignore[arg-type]
 
-    def put_answer(self, answer: Answer, *, expires_at_s: float, accepted_only: bool = False) -> bool:
+    def put_answer(self, answer: Answer, *, expires_at_s: float, accepted_as: str = "") -> bool:
         """Record an answer."""
         if answer.request_id not in self._ids:
             self._ids.append(answer.request_id)
 
         def run() -> bool:
             before = self._stored.get(answer.request_id)
-            is_first = self._stored.put_answer(answer, expires_at_s=expires_at_s, accepted_only=accepted_only)
+            is_first = self._stored.put_answer(answer, expires_at_s=expires_at_s, accepted_as=accepted_as)
             after = self._stored.get(answer.request_id)
             self._world.check_written(before.answer if before else None, after.answer if after else None, answer.request_id)
             return is_first

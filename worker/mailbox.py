@@ -58,7 +58,7 @@ class Mailbox:
 
     def deliver(self, finished: Finished) -> bool:
         """Store an answer and let go of its message; False leaves the message to be redelivered."""
-        is_first = self._store(finished.answer, accepted_only=finished.received.request.accepted)
+        is_first = self._store(finished.answer, accepted_as=finished.received.request.body_sha256)
         if is_first is None:
             return False
         self._tracing.note(finished.received.request, finished.answer)
@@ -104,13 +104,13 @@ class Mailbox:
         if self._attempt(lambda: self._queue.send(received.request.as_suspect()), "not sent again before its visibility timeout"):
             self.forget([received])
 
-    def _store(self, answer: Answer, *, accepted_only: bool) -> bool | None:
+    def _store(self, answer: Answer, *, accepted_as: str) -> bool | None:
         """Whether this is now the answer; None when that could not be stored, or found out."""
         for wait_s in (*STORE_RETRY_S, None):
             try:
                 answer = offload_outputs(answer, self._blobs)
                 expires_at_s = self._clock() + RESULT_RETENTION_S
-                is_first = self._results.put_answer(answer, expires_at_s=expires_at_s, accepted_only=accepted_only)
+                is_first = self._results.put_answer(answer, expires_at_s=expires_at_s, accepted_as=accepted_as)
                 if not is_first:
                     logger.info("%s: not kept: answered before by another, or accepted too long ago", answer.request_id)
             except Transient as error:

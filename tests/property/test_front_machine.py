@@ -189,4 +189,4 @@ class FrontMachine(RuleBasedStateMachine):
 
 
 TestFrontMachine = FrontMachine.TestCase
-TestFrontMachine.settings = settings(deadline=None, max_examples=60, stateful_step_count=30, suppress_health_check=[HealthCheck.too_slow])
+TestFrontMachine.settings = settings(deadline=None, max_examples=100, stateful_step_count=30, suppress_health_check=[HealthCheck.too_slow])

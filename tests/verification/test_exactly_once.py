@@ -37,7 +37,7 @@ class DeletesFirst(Mailbox):
     def deliver(self, finished: Finished) -> bool:
         self.forget([finished.received])
         self.flush()
-        return self._store(finished.answer, accepted_only=False) is not None
+        return self._store(finished.answer, accepted_as="") is not None
 
 
 class LastWriterWins(MemoryResultStore):
@@ -96,8 +96,8 @@ def test_an_answer_given_out_unrecorded_is_found(monkeypatch: pytest.MonkeyPatch
 class BuriesWhatWasAnswered(Mailbox):
     """Moves a message that looks like poison to the dead-letter queue, whatever its answer."""
 
-    def _store(self, answer: Answer, *, accepted_only: bool) -> bool | None:
-        return None if super()._store(answer, accepted_only=accepted_only) is None else True
+    def _store(self, answer: Answer, *, accepted_as: str) -> bool | None:
+        return None if super()._store(answer, accepted_as=accepted_as) is None else True
 
 
 def test_burying_what_was_answered_is_found() -> None:

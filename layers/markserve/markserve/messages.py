@@ -163,8 +163,8 @@ class InferenceRequest(Message, frozen=True, kw_only=True):
     trace_id: str | None = None
     suspect: bool = False
     """A worker that held it died: it must run alone. A fresh copy carries this, since its receive count starts anew."""
-    accepted: bool = False
-    """Whether its acceptance is recorded, for a day: its answer is kept beside that, or for nobody."""
+    body_sha256: str = ""
+    """Of what was accepted, where that is recorded for a day: its answer is kept beside that acceptance, or for nobody."""
 
     def as_suspect(self) -> InferenceRequest:
         """Return a copy that will run alone."""

@@ -86,11 +86,11 @@ class ResultStore(Protocol):
     ) -> bool:
         """Record that a request was accepted, and for whom; False when the id is already known."""
 
-    def put_answer(self, answer: Answer, *, expires_at_s: float, accepted_only: bool = False) -> bool:
+    def put_answer(self, answer: Answer, *, expires_at_s: float, accepted_as: str = "") -> bool:
         """Record the answer unless there is one already; True when this one is now *the* answer.
 
-        With `accepted_only` an answer is kept only beside the record of its acceptance: one that outlives that would be nobody's, and
-        stand in the way of whoever uses the same key again.
+        With `accepted_as`, the digest of a body, an answer is kept only beside the record that this body was accepted: one that outlives it
+        would be nobody's, or taken for the answer to what the same key was used for since.
         """
 
     def get(self, request_id: str) -> StoredResult | None:

@@ -48,17 +48,19 @@ class DynamoResultStore:
             item["deadline_at_s"] = number(deadline_at_s)
         return self._table.put(item, condition="attribute_not_exists(request_id) OR write_id = :write_id", write_id=write_id)
 
-    def put_answer(self, answer: Answer, *, expires_at_s: float, accepted_only: bool = False) -> bool:
+    def put_answer(self, answer: Answer, *, expires_at_s: float, accepted_as: str = "") -> bool:
         payload = encode(answer)
         if len(payload) > MAX_ANSWER_BYTES:
             raise PayloadTooLarge(f"answer of {len(payload)} bytes exceeds the results table's {MAX_ANSWER_BYTES}", field="outputs")
-        is_first = "attribute_exists(request_id) AND attribute_not_exists(answer)" if accepted_only else "attribute_not_exists(answer)"
+        condition, values = "(attribute_not_exists(answer) OR answer = :answer)", {"answer": {"B": payload}}
+        if accepted_as:
+            condition, values = f"{condition} AND body_sha256 = :body_sha256", values | {"body_sha256": text(accepted_as)}
         item = self._table.update(
             {"request_id": answer.request_id},
             "SET answer = :answer, expires_at_s = :expires_at_s",
-            condition=f"{is_first} OR answer = :answer",
-            answer={"B": payload},
+            condition=condition,
             expires_at_s=expiry(expires_at_s),
+            **values,
         )
         return item is not None
 

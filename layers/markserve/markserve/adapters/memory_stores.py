@@ -136,15 +136,15 @@ class MemoryResultStore:
             self.expiries_at_s[request_id] = expires_at_s
             return True
 
-    def put_answer(self, answer: Answer, *, expires_at_s: float, accepted_only: bool = False) -> bool:
+    def put_answer(self, answer: Answer, *, expires_at_s: float, accepted_as: str = "") -> bool:
         fail_if_told(self._faults, "put_answer")
         size = len(encode(answer))
         if size > self._max_answer_bytes:
             raise PayloadTooLarge(f"answer of {size} bytes exceeds the results table's {self._max_answer_bytes}", field="outputs")
         with self._lock:
-            if accepted_only and answer.request_id not in self._results:
-                return False
             known = self._results.get(answer.request_id, StoredResult(request_id=answer.request_id, answer=None))
+            if accepted_as and known.body_sha256 != accepted_as:
+                return False
             if known.answer is not None:
                 return known.answer == answer
             self._results[answer.request_id] = msgspec.structs.replace(known, answer=answer)
