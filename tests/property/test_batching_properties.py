@@ -155,7 +155,11 @@ class AccumulatorMachine(RuleBasedStateMachine):
     def time_passes(self, elapsed_s: float) -> None:
         self.now_s += elapsed_s
 
-    @rule(size=st.integers(1, 12), slack_s=st.none() | st.floats(min_value=-0.1, max_value=1.0), alone=st.booleans())
+    @rule(
+        size=st.integers(1, 12),
+        slack_s=st.none() | st.floats(min_value=-0.1, max_value=1.0) | st.floats(min_value=0.03, max_value=0.1),
+        alone=st.booleans(),
+    )
     def item_is_added(self, size: int, slack_s: float | None, alone: bool) -> None:
         item = len(self.sizes)
         self.sizes[item] = size
