@@ -216,10 +216,16 @@ class LifecycleMachine(RuleBasedStateMachine):
         self.deliver(lifecycle.parse(self.events[-1]))
 
     @precondition(lambda self: self.describe())
-    @rule(position=POSITIONS, kind=st.sampled_from(["EC2 Spot Instance Interruption Warning", "EC2 Instance Rebalance Recommendation"]))
-    def cloud_warns(self, position: int, kind: str) -> None:
+    @rule(
+        position=POSITIONS,
+        kind=st.sampled_from(["EC2 Spot Instance Interruption Warning", "EC2 Instance Rebalance Recommendation"]),
+        deliveries=st.integers(0, 2),
+    )
+    def cloud_warns(self, position: int, kind: str, deliveries: int) -> None:
         seen = self.describe()
         self.tell("aws.ec2", kind, {"instance-id": seen[position % len(seen)].instance_id})
+        for _ in range(deliveries):
+            self.deliver(lifecycle.parse(self.events[-1]))
 
     @rule()
     def stranger_with_our_tag_appears(self) -> None:
