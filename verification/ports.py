@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from markserve.adapters.memory import MemoryResultStore, MemoryWorkQueue
@@ -69,23 +69,23 @@ class GatedResults:
             self._ids.append(request_id)
         return gated(self._world, "put_pending", lambda: self._stored.put_pending(request_id, **fields), bool)  # type: ignore[arg-type]
 
-    def put_answer(self, answer: Answer, *, expires_at_s: float, recorded_only: bool = False) -> bool:
+    def put_answer(self, answer: Answer, *, expires_at_s: float, accepted_as: str = "") -> bool:
         """Record an answer."""
         if answer.request_id not in self._ids:
             self._ids.append(answer.request_id)
 
         def run() -> bool:
             before = self._stored.get(answer.request_id)
-            is_first = self._stored.put_answer(answer, expires_at_s=expires_at_s, recorded_only=recorded_only)
+            is_first = self._stored.put_answer(answer, expires_at_s=expires_at_s, accepted_as=accepted_as)
             after = self._stored.get(answer.request_id)
             self._world.check_written(before.answer if before else None, after.answer if after else None, answer.request_id)
             return is_first
 
         return gated(self._world, f"put_answer {label_of(answer)}", run, bool)
 
-    def put_answers(self, answers: Sequence[Answer], *, expires_at_s: float, recorded: Set[str]) -> list[bool]:
+    def put_answers(self, answers: Sequence[Answer], *, expires_at_s: float, accepted_as: Sequence[str]) -> list[bool]:
         """Record answers; a worker holds one here."""
-        return [self.put_answer(one, expires_at_s=expires_at_s, recorded_only=one.request_id in recorded) for one in answers]
+        return [self.put_answer(one, expires_at_s=expires_at_s, accepted_as=body) for one, body in zip(answers, accepted_as, strict=True)]
 
     def get(self, request_id: str) -> StoredResult | None:
         """Read."""

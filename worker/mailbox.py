@@ -7,7 +7,7 @@ dies, the queue still has what is unanswered. A queue that does not answer costs
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from markserve.core.visibility import HeldMessage, Run, choose_extension
@@ -115,8 +115,7 @@ class Mailbox:
 
     def deliver(self, parcel: Sequence[Finished]) -> list[bool]:
         """Store answers and let go of their messages; False leaves a message to be redelivered."""
-        recorded = {one.answer.request_id for one in parcel if one.received.request.recorded}
-        outcomes = self._store([one.answer for one in parcel], recorded)
+        outcomes = self._store([one.answer for one in parcel], [one.received.request.body_sha256 for one in parcel])
         for finished, is_first in zip(parcel, outcomes, strict=True):
             self._settle(finished, is_first)
         with self._lock:
@@ -178,12 +177,12 @@ class Mailbox:
                 self._held.pop(receipt, None)
         return receipts
 
-    def _store(self, answers: Sequence[Answer], recorded: Set[str]) -> list[bool | None]:
+    def _store(self, answers: Sequence[Answer], accepted_as: Sequence[str]) -> list[bool | None]:
         """For each answer, whether it is now the answer; None when that could not be stored, or found out."""
         outcomes: list[bool | None] = [None] * len(answers)
         left = dict(enumerate(answers))
         for wait_s in (*STORE_RETRY_S, None):
-            for place, outcome in self._try_to_store(left, recorded).items():
+            for place, outcome in self._try_to_store(left, accepted_as).items():
                 if isinstance(outcome, Transient):
                     logger.warning("%s: answer not stored: %s", left[place].request_id, outcome)
                     continue
@@ -196,7 +195,7 @@ class Mailbox:
             self._pause(wait_s)
         return outcomes
 
-    def _try_to_store(self, answers: dict[int, Answer], recorded: Set[str]) -> dict[int, bool | Transient]:
+    def _try_to_store(self, answers: dict[int, Answer], accepted_as: Sequence[str]) -> dict[int, bool | Transient]:
         outcomes: dict[int, bool | Transient] = {}
         for place, answer in answers.items():
             try:
@@ -205,7 +204,9 @@ class Mailbox:
                 outcomes[place] = error
         ready = {place: answer for place, answer in answers.items() if place not in outcomes}
         try:
-            stored = self._results.put_answers(list(ready.values()), expires_at_s=self._clock() + RESULT_RETENTION_S, recorded=recorded)
+            stored = self._results.put_answers(
+                list(ready.values()), expires_at_s=self._clock() + RESULT_RETENTION_S, accepted_as=[accepted_as[place] for place in ready]
+            )
         except Transient as error:
             return outcomes | dict.fromkeys(ready, error)
         return outcomes | dict(zip(ready, stored, strict=True))

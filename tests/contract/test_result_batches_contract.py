@@ -92,11 +92,11 @@ def test_the_same_answers_are_confirmed_when_they_are_written_again(store: Resul
     assert store.put_answers(answers(3), expires_at_s=EXPIRES_AT_S) == [True, True, True]
 
 
-@pytest.mark.parametrize("recorded", [set(), {"r-0"}], ids=lambda ids: "+".join(sorted(ids)) or "none")
-def test_what_was_accepted_keeps_who_asked_whether_the_writer_knows_or_not(store: ResultStore, recorded: set[str]) -> None:
+@pytest.mark.parametrize("accepted_as", [(), ("abc", "")], ids=["unknown", "known"])
+def test_what_was_accepted_keeps_who_asked_whether_the_writer_knows_or_not(store: ResultStore, accepted_as: tuple[str, ...]) -> None:
     accept(store, "r-0")
 
-    assert store.put_answers(answers(2), expires_at_s=EXPIRES_AT_S, recorded=recorded) == [True, True]
+    assert store.put_answers(answers(2), expires_at_s=EXPIRES_AT_S, accepted_as=accepted_as) == [True, True]
 
     known = store.get("r-0")
     assert known is not None
@@ -107,7 +107,7 @@ def test_what_was_accepted_keeps_who_asked_whether_the_writer_knows_or_not(store
 def test_an_answer_whose_acceptance_is_gone_is_kept_for_nobody(store: ResultStore) -> None:
     accept(store, "r-0")
 
-    assert store.put_answers(answers(3), expires_at_s=EXPIRES_AT_S, recorded={"r-0", "r-1"}) == [True, False, True]
+    assert store.put_answers(answers(3), expires_at_s=EXPIRES_AT_S, accepted_as=["abc", "abc", ""]) == [True, False, True]
 
     assert (stored(store, "r-0"), store.get("r-1"), stored(store, "r-2")) == (answers(1)[0], None, answers(3)[2])
 
@@ -139,11 +139,13 @@ def test_many_answers_come_out_as_one_by_one(make_store: Callable[[], ResultStor
             an_answer(request_id=f"r-{chance.randrange(6)}", tier=chance.choice([Tier.WORKER, Tier.LAMBDA]))
             for _ in range(chance.randrange(1, 6))
         ]
-        recorded = {f"r-{n}" for n in range(6) if chance.random() < 0.5}
+        bodies = [chance.choice(["", "abc", "def"]) for _ in written]
 
-        outcomes = together.put_answers(written, expires_at_s=EXPIRES_AT_S, recorded=recorded)
+        outcomes = together.put_answers(written, expires_at_s=EXPIRES_AT_S, accepted_as=bodies)
 
-        assert outcomes == [alone.put_answer(one, expires_at_s=EXPIRES_AT_S, recorded_only=one.request_id in recorded) for one in written]
+        assert outcomes == [
+            alone.put_answer(one, expires_at_s=EXPIRES_AT_S, accepted_as=body) for one, body in zip(written, bodies, strict=True)
+        ]
     assert [together.get(f"r-{n}") for n in range(6)] == [alone.get(f"r-{n}") for n in range(6)]
 
 

@@ -98,7 +98,7 @@ def test_result_store_refuses_an_answer_that_no_item_can_hold(store: ResultStore
 
 
 def test_result_store_keeps_no_answer_whose_acceptance_is_gone_when_told_so(store: ResultStore) -> None:
-    assert not store.put_answer(an_answer(), expires_at_s=NOW_S + 60.0, recorded_only=True)
+    assert not store.put_answer(an_answer(), expires_at_s=NOW_S + 60.0, accepted_as="abc")
 
     assert store.get(REQUEST_ID) is None
     assert put_pending(store), "the key is free again"
@@ -108,9 +108,19 @@ def test_result_store_keeps_the_first_answer_beside_its_acceptance_when_told_so(
     put_pending(store)
 
     first, second = an_answer(tier=Tier.WORKER), an_answer(tier=Tier.LAMBDA)
-    kept = [store.put_answer(answer, expires_at_s=NOW_S + 60.0, recorded_only=True) for answer in (first, first, second)]
+    kept = [store.put_answer(answer, expires_at_s=NOW_S + 60.0, accepted_as="abc") for answer in (first, first, second)]
 
     assert kept == [True, True, False]
     stored = store.get(REQUEST_ID)
     assert stored is not None
     assert (stored.owner, stored.answer) == ("client-1", first)
+
+
+def test_result_store_keeps_no_answer_to_what_the_same_id_was_used_for_before(store: ResultStore) -> None:
+    put_pending(store, body_sha256="new")
+
+    assert not store.put_answer(an_answer(), expires_at_s=NOW_S + 60.0, accepted_as="old")
+
+    stored = store.get(REQUEST_ID)
+    assert stored is not None
+    assert stored.answer is None

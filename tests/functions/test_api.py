@@ -137,7 +137,7 @@ class World:
     def worker_answers(self, request: InferenceRequest, *, finished_at_s: float) -> None:
         answer = self.answer(request, Tier.WORKER, finished_at_s=finished_at_s, batch_size=4)
         expires_at_s = self.clock() + RESULT_RETENTION_S
-        self.worker_wrote.append(self.results.put_answer(answer, expires_at_s=expires_at_s, recorded_only=request.recorded))
+        self.worker_wrote.append(self.results.put_answer(answer, expires_at_s=expires_at_s, accepted_as=request.body_sha256))
 
     def _on_lambda(self, request: InferenceRequest) -> Answer:
         self.clock.sleep(self.spill_takes_s)
@@ -531,7 +531,9 @@ def test_message_says_whether_whoever_answers_it_finds_a_record(headers: dict[st
     told: list[tuple[bool, bool]] = []
 
     def on_worker(request: InferenceRequest) -> None:
-        told.append((request.recorded, world.results.get(request.request_id) is not None))
+        stored = world.results.get(request.request_id)
+        told.append((bool(request.body_sha256), stored is not None))
+        assert stored is None or stored.body_sha256 == request.body_sha256
 
     world.on_worker = on_worker  # type: ignore[method-assign]
 
@@ -592,6 +594,23 @@ def test_retry_takes_over_when_the_first_attempt_went_unanswered() -> None:
 
     assert (failed.status, again.status) == (503, 200)
     assert len({request.request_id for request in world.sent}) == 1
+
+
+def test_message_of_a_key_s_former_use_does_not_answer_what_it_is_used_for_now() -> None:
+    """A dead letter that is driven back after the day for which a key is kept: the id is the same, the body is not."""
+    world = World(worker_takes_s=None, spill_limit=0)
+    world.infer(image=an_image(1.0), headers={**KEYED, **ASYNC})
+    world.results = MemoryResultStore()
+    world.front = world.new_front()
+    location = world.infer(image=an_image(2.0), headers={**KEYED, **ASYNC}).headers["location"]
+    former, latest = world.sent
+
+    world.worker_answers(former, finished_at_s=world.clock())
+    assert world.get(location).status == 202
+    world.worker_answers(latest, finished_at_s=world.clock())
+
+    assert former.request_id == latest.request_id
+    assert world.get(location).scores()[0][0] == 2.0
 
 
 def test_rejected_request_leaves_nothing_under_its_key() -> None:

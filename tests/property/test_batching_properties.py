@@ -155,7 +155,11 @@ class AccumulatorMachine(RuleBasedStateMachine):
     def time_passes(self, elapsed_s: float) -> None:
         self.now_s += elapsed_s
 
-    @rule(size=st.integers(1, 12), slack_s=st.none() | st.floats(min_value=-0.1, max_value=1.0), alone=st.booleans())
+    @rule(
+        size=st.integers(1, 12),
+        slack_s=st.none() | st.floats(min_value=-0.1, max_value=1.0),
+        alone=st.booleans(),
+    )
     def item_is_added(self, size: int, slack_s: float | None, alone: bool) -> None:
         item = len(self.sizes)
         self.sizes[item] = size
@@ -170,6 +174,12 @@ class AccumulatorMachine(RuleBasedStateMachine):
     def burst_is_added(self, count: int) -> None:
         for _ in range(count):
             self.item_is_added(1, 0.2, False)
+
+    @rule(slack_s=st.floats(min_value=0.03, max_value=0.1), count=st.integers(1, 12), rate=st.floats(min_value=0.0, max_value=500.0))
+    def batch_is_taken_behind_a_head_that_is_nearly_late(self, slack_s: float, count: int, rate: float) -> None:
+        self.item_is_added(1, slack_s, False)
+        self.burst_is_added(count)
+        self.batch_is_taken(True, rate)
 
     @rule(idle=st.booleans(), rate=st.floats(min_value=0.0, max_value=500.0))
     def batch_is_taken(self, idle: bool, rate: float) -> None:

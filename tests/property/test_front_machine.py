@@ -73,7 +73,7 @@ class FrontMachine(RuleBasedStateMachine):
 
     # --- around the front --------------------------------------------------------------------------------------
 
-    @rule(takes_s=st.sampled_from([None, 0.02, 0.09, 0.12, 0.6, 3.0]))
+    @rule(takes_s=st.sampled_from([None, 0.02, 0.09, 0.1, 0.11, 0.12, 0.6, 3.0]))
     def workers_become(self, takes_s: float | None) -> None:
         self.world.worker_takes_s = takes_s
 
@@ -157,6 +157,10 @@ class FrontMachine(RuleBasedStateMachine):
         if reply.status == 200:
             use.answers.append(self.answer_of(reply))
             assert use.answers[-1][1] % 100 == value_of(client, body)
+            stored = self.world.results.get(reply.headers["x-markserve-request-id"])
+            assert stored is not None
+            assert stored.answer is not None
+            assert stored.answer.tier == reply.tier, "given out, and another one stands under the key"
 
     @staticmethod
     def answer_of(reply: Reply) -> tuple[str, float]:
@@ -189,4 +193,4 @@ class FrontMachine(RuleBasedStateMachine):
 
 
 TestFrontMachine = FrontMachine.TestCase
-TestFrontMachine.settings = settings(deadline=None, max_examples=60, stateful_step_count=30, suppress_health_check=[HealthCheck.too_slow])
+TestFrontMachine.settings = settings(deadline=None, max_examples=100, stateful_step_count=30, suppress_health_check=[HealthCheck.too_slow])

@@ -206,20 +206,29 @@ class LifecycleMachine(RuleBasedStateMachine):
         self.tell("aws.ec2", "EC2 Instance State-change Notification", {"instance-id": chosen.instance_id, "state": state})
 
     @precondition(lambda self: any(seen.cloud_state in PAID_FOR for seen in self.describe()))
-    @rule(position=POSITIONS, bus_is_down=st.booleans())
-    def cloud_takes_one_back_and_says_so_at_once(self, position: int, bus_is_down: bool) -> None:
+    @rule(position=POSITIONS, bus_is_down=st.booleans(), is_retried=st.booleans())
+    def cloud_takes_one_back_and_says_so_at_once(self, position: int, bus_is_down: bool, is_retried: bool) -> None:
         running = [seen for seen in self.describe() if seen.cloud_state in PAID_FOR]
         chosen = running[position % len(running)].instance_id
         self.fleet.set_state(chosen, "terminated")
         self.tell("aws.ec2", "EC2 Instance State-change Notification", {"instance-id": chosen, "state": "terminated"})
         self.bus_takes_events_or_not(bus_is_down)
         self.deliver(lifecycle.parse(self.events[-1]))
+        if is_retried:
+            self.bus_takes_events_or_not(False)
+            self.deliver(lifecycle.parse(self.events[-1]))
 
     @precondition(lambda self: self.describe())
-    @rule(position=POSITIONS, kind=st.sampled_from(["EC2 Spot Instance Interruption Warning", "EC2 Instance Rebalance Recommendation"]))
-    def cloud_warns(self, position: int, kind: str) -> None:
+    @rule(
+        position=POSITIONS,
+        kind=st.sampled_from(["EC2 Spot Instance Interruption Warning", "EC2 Instance Rebalance Recommendation"]),
+        deliveries=st.integers(0, 2),
+    )
+    def cloud_warns(self, position: int, kind: str, deliveries: int) -> None:
         seen = self.describe()
         self.tell("aws.ec2", kind, {"instance-id": seen[position % len(seen)].instance_id})
+        for _ in range(deliveries):
+            self.deliver(lifecycle.parse(self.events[-1]))
 
     @rule()
     def stranger_with_our_tag_appears(self) -> None:

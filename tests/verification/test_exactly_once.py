@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -97,8 +97,8 @@ def test_an_answer_given_out_unrecorded_is_found(monkeypatch: pytest.MonkeyPatch
 class BuriesWhatWasAnswered(Mailbox):
     """Moves a message that looks like poison to the dead-letter queue, whatever its answer."""
 
-    def _store(self, answers: Sequence[Answer], recorded: Set[str]) -> list[bool | None]:
-        return [None if outcome is None else True for outcome in super()._store(answers, recorded)]
+    def _store(self, answers: Sequence[Answer], accepted_as: Sequence[str]) -> list[bool | None]:
+        return [None if outcome is None else True for outcome in super()._store(answers, accepted_as)]
 
 
 def test_burying_what_was_answered_is_found() -> None:

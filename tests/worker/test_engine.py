@@ -343,7 +343,7 @@ def test_poison_that_somebody_answered_meanwhile_is_not_buried() -> None:
 def test_answer_that_outlives_its_acceptance_is_kept_for_nobody() -> None:
     """A dead letter that is driven back to its queue days later, say: its client can no longer ask for the answer."""
     rig = Rig()
-    rig.queue.send(a_request(request_id="old", arrival_at_s=NOW_S - 90_000.0, deadline_at_s=None, spill_at_s=None, recorded=True))
+    rig.queue.send(a_request(request_id="old", arrival_at_s=NOW_S - 90_000.0, deadline_at_s=None, spill_at_s=None, body_sha256="abc"))
 
     rig.receive()
     assert rig.run_one()

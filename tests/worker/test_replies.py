@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 
 import pytest
 
@@ -51,15 +51,15 @@ class ThrottledResults(MemoryResultStore):
         self.refusals = refusals
         self.calls: list[list[str]] = []
 
-    def put_answers(self, answers: Sequence[Answer], *, expires_at_s: float, recorded: Set[str] = frozenset()) -> list[bool | Transient]:
+    def put_answers(self, answers: Sequence[Answer], *, expires_at_s: float, accepted_as: Sequence[str] = ()) -> list[bool | Transient]:
         self.calls.append([answer.request_id for answer in answers])
-        return super().put_answers(answers, expires_at_s=expires_at_s, recorded=recorded)
+        return super().put_answers(answers, expires_at_s=expires_at_s, accepted_as=accepted_as)
 
-    def put_answer(self, answer: Answer, *, expires_at_s: float, recorded_only: bool = False) -> bool:
+    def put_answer(self, answer: Answer, *, expires_at_s: float, accepted_as: str = "") -> bool:
         if self.refusals.get(answer.request_id, 0):
             self.refusals[answer.request_id] -= 1
             raise Throttled("slow down")
-        return super().put_answer(answer, expires_at_s=expires_at_s, recorded_only=recorded_only)
+        return super().put_answer(answer, expires_at_s=expires_at_s, accepted_as=accepted_as)
 
 
 def answered(results: ThrottledResults, *request_ids: str) -> Rig:

@@ -43,9 +43,9 @@ class CountingResults(MemoryResultStore):
         self.first_answers: list[str] = []
         self.all_stored = threading.Event()
 
-    def put_answer(self, answer: Answer, *, expires_at_s: float, recorded_only: bool = False) -> bool:
+    def put_answer(self, answer: Answer, *, expires_at_s: float, accepted_as: str = "") -> bool:
         is_new = self.get(answer.request_id) is None
-        is_first = is_new and super().put_answer(answer, expires_at_s=expires_at_s, recorded_only=recorded_only)
+        is_first = is_new and super().put_answer(answer, expires_at_s=expires_at_s, accepted_as=accepted_as)
         if is_first:
             self.first_answers.append(answer.request_id)
             if len(self.first_answers) == REQUESTS:

@@ -174,7 +174,6 @@ class Front:
         if call.chosen.stored is not None and (known := self._known(call, call.chosen.stored)) is not None:
             return known
         admission = self._admit(call)
-        is_recorded = call.is_deferred or call.idempotency_key is not None
         request = InferenceRequest(
             request_id=request_id,
             model=call.record.model,
@@ -186,9 +185,9 @@ class Front:
             spill_at_s=admission.spill_at_s,
             reply_overhead_s=self.view.measured(call.record).reply_s.value,
             trace_id=call.trace_id,
-            recorded=is_recorded,
+            body_sha256=call.body_sha256 if call.is_deferred or call.idempotency_key is not None else "",
         )
-        if is_recorded and not self._put_pending(call, request):
+        if request.body_sha256 and not self._put_pending(call, request):
             # Another attempt under this key was accepted meanwhile, or one was and its deadline passed unanswered.
             stored = self._ports.results.get(request_id)
             known = None if stored is None else self._known(call, stored)

@@ -161,10 +161,10 @@ class InferenceRequest(Message, frozen=True, kw_only=True):
     reply_overhead_s: Seconds = 0.0
     """Time from a finished computation to the client's answer, as the front measures it."""
     trace_id: str | None = None
-    recorded: bool = False
-    """Whether the results table holds its acceptance, for a day: its answer is kept beside that, or for nobody."""
     suspect: bool = False
     """A worker that held it died: it must run alone. A fresh copy carries this, since its receive count starts anew."""
+    body_sha256: str = ""
+    """Of what was accepted, where that is recorded for a day: its answer is kept beside that acceptance, or for nobody."""
 
     def as_suspect(self) -> InferenceRequest:
         """Return a copy that will run alone."""

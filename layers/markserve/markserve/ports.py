@@ -6,7 +6,7 @@ port in memory and is held to the same contract tests as the AWS adapters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -87,20 +87,20 @@ class ResultStore(Protocol):
     ) -> bool:
         """Record that a request was accepted, and for whom; False when the id is already known."""
 
-    def put_answer(self, answer: Answer, *, expires_at_s: float, recorded_only: bool = False) -> bool:
+    def put_answer(self, answer: Answer, *, expires_at_s: float, accepted_as: str = "") -> bool:
         """Record the answer unless there is one already; True when this one is now *the* answer.
 
-        With `recorded_only` an answer is kept only beside the record of its acceptance: one that outlives that would be nobody's, and
-        stand in the way of whoever uses the same key again.
+        With `accepted_as`, the digest of a body, an answer is kept only beside the record that this body was accepted: one that outlives it
+        would be nobody's, or taken for the answer to what the same key was used for since.
         """
 
-    def put_answers(self, answers: Sequence[Answer], *, expires_at_s: float, recorded: Set[str] = frozenset()) -> list[bool | Transient]:
+    def put_answers(self, answers: Sequence[Answer], *, expires_at_s: float, accepted_as: Sequence[str] = ()) -> list[bool | Transient]:
         """Record several answers, each by itself as `put_answer` does, in as few calls as it takes.
 
         Parameters
         ----------
-        recorded
-            Requests whose acceptance was recorded: `recorded_only` holds for them.
+        accepted_as
+            For each answer, as in `put_answer`; none for all.
 
         Returns
         -------

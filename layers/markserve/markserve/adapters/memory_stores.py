@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -137,27 +137,27 @@ class MemoryResultStore:
             self.expiries_at_s[request_id] = expires_at_s
             return True
 
-    def put_answer(self, answer: Answer, *, expires_at_s: float, recorded_only: bool = False) -> bool:
+    def put_answer(self, answer: Answer, *, expires_at_s: float, accepted_as: str = "") -> bool:
         fail_if_told(self._faults, "put_answer")
         size = len(encode(answer))
         if size > self._max_answer_bytes:
             raise PayloadTooLarge(f"answer of {size} bytes exceeds the results table's {self._max_answer_bytes}", field="outputs")
         with self._lock:
-            if recorded_only and answer.request_id not in self._results:
-                return False
             known = self._results.get(answer.request_id, StoredResult(request_id=answer.request_id, answer=None))
+            if accepted_as and known.body_sha256 != accepted_as:
+                return False
             if known.answer is not None:
                 return known.answer == answer
             self._results[answer.request_id] = msgspec.structs.replace(known, answer=answer)
             self.expiries_at_s[answer.request_id] = expires_at_s
             return True
 
-    def put_answers(self, answers: Sequence[Answer], *, expires_at_s: float, recorded: Set[str] = frozenset()) -> list[bool | Transient]:
-        return [self._outcome(answer, expires_at_s, recorded) for answer in answers]
+    def put_answers(self, answers: Sequence[Answer], *, expires_at_s: float, accepted_as: Sequence[str] = ()) -> list[bool | Transient]:
+        return [self._outcome(one, expires_at_s, body) for one, body in zip(answers, accepted_as or [""] * len(answers), strict=True)]
 
-    def _outcome(self, answer: Answer, expires_at_s: float, recorded: Set[str]) -> bool | Transient:
+    def _outcome(self, answer: Answer, expires_at_s: float, accepted_as: str) -> bool | Transient:
         try:
-            return self.put_answer(answer, expires_at_s=expires_at_s, recorded_only=answer.request_id in recorded)
+            return self.put_answer(answer, expires_at_s=expires_at_s, accepted_as=accepted_as)
         except Transient as error:
             return error
 
