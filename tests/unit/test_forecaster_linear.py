@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from markserve.core.backtest import QUANTILES
 from markserve.forecasters.linear import fit, predict
-from markserve.forecasters.points import seasonal_day, seasonal_level, seasonal_week
-from markserve.forecasters.residuals import PARTS_OF_DAY, error_table, origins_to_learn_from
+from markserve.forecasters.points import persistence, seasonal_day, seasonal_level, seasonal_week
+from markserve.forecasters.residuals import STANDINGS, error_table, origins_to_learn_from
 from markserve.forecasters.series import Series, as_rates
 
 AHEAD = np.array([1, 3, 10])
@@ -25,9 +26,9 @@ def test_regression_beats_persistence_when_noise_surrounds_a_level() -> None:
 
     outcome = future.at(origins[:, None] + AHEAD - 1)
     ours = np.abs(outcome - predict(future, origins, AHEAD, weights)).mean()
-    persistence = np.abs(outcome - future.last(origins)[:, None]).mean()
+    of_persistence = np.abs(outcome - future.last(origins)[:, None]).mean()
 
-    assert ours < 0.8 * persistence
+    assert ours < 0.8 * of_persistence
 
 
 def test_regression_scales_with_the_load() -> None:
@@ -75,21 +76,30 @@ def test_no_season_is_known_before_it_has_passed() -> None:
     assert np.isnan(seasonal_day(Series.of(np.ones(50), 96), np.array([50]), AHEAD)).all()
 
 
-def test_error_quantiles_depend_on_the_time_of_day_when_they_do_and_are_shrunk_when_few() -> None:
+def test_error_quantiles_depend_on_where_the_load_stood_when_they_do_and_are_shrunk_when_few() -> None:
     day = 96
-    wild = (np.arange(7 * day) % day) >= day // 2
-    rates = 100 + np.where(wild, 30, 1) * RNG.standard_normal(7 * day)
-    series = Series.of(rates, day)
+    jumps = RNG.random(7 * day) < 0.1
+    series = Series.of(np.where(jumps, 400.0, 100.0) + RNG.standard_normal(7 * day), day)
     origins = origins_to_learn_from(series)
-    paths = np.full((len(origins), 1), 10.0)
 
-    table = error_table(series, origins, paths, np.array([1]), 0)
+    table = error_table(series, origins, persistence(series, origins, np.array([1])), np.array([1]))
 
-    # In units of volatility, which tells most of the difference by itself.
-    spread = table.quantiles[:, 0, 4] - table.quantiles[:, 0, 0]
-    assert spread.shape == (PARTS_OF_DAY,)
-    assert spread[PARTS_OF_DAY // 2 + 1 :].mean() > 1.1 * spread[: PARTS_OF_DAY // 2 - 1].mean()
+    assert table.quantiles.shape == (len(STANDINGS) + 1, 1, len(QUANTILES))
+    after_calm, after_jump = table.quantiles[1, 0], table.quantiles[-1, 0]
+    tail = QUANTILES.index(0.95)
+    assert abs(after_calm[0]) < 0.5
+    assert after_jump[0] < -5  # 10 if it were not shrunk to those of all
+    assert after_calm[tail] == pytest.approx(10, abs=0.5)  # it may jump
+    assert 0 < after_jump[tail] < 9  # it does not jump again; few have shown it
     assert table.trust[0, 0] > table.trust[0, -1] > 0.8
+
+
+def test_load_stands_high_when_it_has_jumped_and_nowhere_when_it_never_varied() -> None:
+    calm = Series.of(np.full(50, 9.0), 24)
+    jumped = Series.of(np.array([9.0] * 23 + [36.0]), 24)
+
+    assert calm.standing(np.array([0, 1, 50])).tolist() == [0.0, 0.0, 0.0]
+    assert jumped.standing(np.array([24]))[0] == pytest.approx(23**0.5)  # of 24 numbers, the one that differs
 
 
 def test_what_is_no_rate_counts_as_unknown() -> None:

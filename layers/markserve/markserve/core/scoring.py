@@ -8,11 +8,23 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from markserve.core.capacity import EPSILON_RPS, Candidate, SpillTier
 
-Score = tuple[float, float]
-"""(requests that nothing serves, expected cost in USD) over the horizon; lower is better."""
+ROUNDING = 1e-6
+"""Fewer requests than this are none."""
+
+
+class Score(NamedTuple):
+    """How good a plan is over the horizon; lower is better, what comes first counts first."""
+
+    unserved: float
+    """Requests that nothing serves."""
+    idle_spot: int
+    """Spot launches that serve at no step: they would only let another pool hold more, until they are drained again."""
+    cost_usd: float
+    """Expected cost, spilled requests included."""
 
 
 def serve(left_rps: list[float], candidate: Candidate, number: int, kept_above_rps: float) -> tuple[int, int]:
@@ -67,15 +79,21 @@ class Scorer:
     """
 
     def __init__(
-        self, demand_rps: Sequence[float], step_s: float, spill: SpillTier | None, chosen: Iterable[tuple[Candidate, int]]
+        self,
+        demand_rps: Sequence[float],
+        step_s: float,
+        spill: SpillTier | None,
+        chosen: Iterable[tuple[Candidate, int]],
+        min_instances: int = 0,
     ) -> None:
         self._step_s = step_s
         self._spill_usd, self._spillable_rps = (spill.usd_per_request, spill.capacity_rps) if spill else (math.inf, 0.0)
         self._order = sorted(((c.merit, c, n) for c, n in chosen if n), key=lambda group: group[0])
         self._merits = [merit for merit, _, _ in self._order]
         self._states = [(list(demand_rps), 0.0, 0)]
-        self.idle = 0
-        """Spot launches that served at no step when last rated."""
+        self._numbers = {c.key: n for _, c, n in self._order}
+        self._to_spare = sum(self._numbers.values()) - min_instances
+        """Instances beyond those that may stand idle."""
 
     def score(self, changes: Mapping[str, tuple[Candidate, int]] | None = None, *, limit_usd: float = math.inf) -> Score | None:
         """Rate what is chosen with other numbers of some candidates.
@@ -85,8 +103,7 @@ class Scorer:
         changes
             Candidate and its new number, by key.
         limit_usd
-            None is returned as soon as it is certain that something stays unserved or the cost exceeds this; the rest
-            of the demand costs at least what the next capacity, or spilling, costs per request.
+            None is returned where it is certain beforehand that something stays unserved or the cost exceeds this.
         """
         changes = changes or {}
         first = bisect_left(self._merits, min(c.merit for c, _ in changes.values())) if changes else len(self._order)
@@ -94,18 +111,29 @@ class Scorer:
         rest = [group for group in self._order[first:] if group[1].key not in changes]
         rest += [(c.merit, c, n) for c, n in changes.values() if n]
         rest.sort(key=lambda group: group[0])
-        launch_usd = math.fsum(n * c.launch_cost_usd for _, c, n in rest)
+        if limit_usd < math.inf:
+            launch_usd = math.fsum(n * c.launch_cost_usd for _, c, n in rest)
+            if cost + launch_usd + self._least_usd(left, rest) > limit_usd:
+                return None
         left = list(left)
         for _, candidate, number in rest:
-            if limit_usd < math.inf:
-                each_usd = min(candidate.usd_per_request, self._spill_usd)
-                if cost + launch_usd + each_usd * self._step_s * sum([rate for rate in left if rate > 0.0]) > limit_usd:
-                    return None
-            launch_usd -= number * candidate.launch_cost_usd
             more_usd, more_idle = self._serve(left, candidate, number)
             cost, idle = cost + more_usd, idle + more_idle
-        self.idle = idle
-        return self._with_spill(left, cost)
+        if idle and self._to_spare + sum([n - self._numbers.get(key, 0) for key, (_, n) in changes.items()]) <= 0:
+            idle = 0
+        return self._with_spill(left, idle, cost)
+
+    def _least_usd(self, left: Sequence[float], rest: Sequence[tuple[object, Candidate, int]]) -> float:
+        """Least that serving or spilling what is left can cost, with these groups, cheapest first: as if each could be used in full."""
+        requests, least_usd = self._step_s * sum([rate for rate in left if rate > 0.0]), 0.0
+        for _, candidate, number in rest:
+            if candidate.usd_per_request >= self._spill_usd:
+                break
+            most = self._step_s * number * candidate.capacity_rps * max(0, len(left) - candidate.ready_step)
+            if requests <= most:
+                return least_usd + requests * candidate.usd_per_request
+            requests, least_usd = requests - most, least_usd + most * candidate.usd_per_request
+        return least_usd + requests * self._spill_usd if requests > ROUNDING else least_usd
 
     def _state(self, groups: int) -> tuple[list[float], float, int]:
         """Return what is left, the cost and the idle spot launches once the `groups` cheapest have served."""
@@ -124,9 +152,9 @@ class Scorer:
         cost = number * candidate.launch_cost_usd + paid * self._step_s * candidate.usd_per_s
         return cost, number - used if candidate.is_new and candidate.is_spot else 0
 
-    def _with_spill(self, left: Sequence[float], cost: float) -> Score:
+    def _with_spill(self, left: Sequence[float], idle: int, cost: float) -> Score:
         spillable_rps = self._spillable_rps
         positive = [rate for rate in left if rate > 0.0]
         unserved = math.fsum(rate - spillable_rps for rate in positive if rate > spillable_rps) * self._step_s
         spilled = math.fsum(rate if rate < spillable_rps else spillable_rps for rate in positive) * self._step_s
-        return round(unserved, 6), cost + (spilled * self._spill_usd if spilled else 0.0)
+        return Score(round(unserved, 6), idle, cost + (spilled * self._spill_usd if spilled else 0.0))

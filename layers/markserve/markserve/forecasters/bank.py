@@ -19,7 +19,7 @@ from markserve.core.forecasting import PRIOR_DRIFT, PRIOR_DRIFT_STEPS
 from markserve.forecasters import linear
 from markserve.forecasters.calibration import calibrate, note_coverage, worst_miscalibration
 from markserve.forecasters.points import POINT_FORECASTERS
-from markserve.forecasters.residuals import error_table, origins_to_learn_from, part_of_day
+from markserve.forecasters.residuals import error_table, origins_to_learn_from, standing_of
 from markserve.forecasters.scores import combination_weights, costs_of, pinball, score
 from markserve.forecasters.series import DAYS_KEPT, Floats, Ints, Series
 from markserve.forecasters.state import BankState
@@ -38,6 +38,8 @@ YOUNG_STEPS = 720
 FAR_SHARE, FAR_RATIO = 0.08, 2.0
 """A median further off than this share of the root (16 % of the rate), beyond noise, and than so many times persistence's, is far off."""
 SURPRISES_IN_A_ROW = 2
+SURPRISING_AHEAD = 3
+"""Forecasts of so many steps ahead can surprise: up to the first step that a launch reaches, as those one step ahead recover first."""
 REPLAYED_STEPS = 180
 """History gone through when there is no state: three hours give first scores, in about a second."""
 ADMITTED_STEPS, ADMITTED_ORIGINS = 720, 60
@@ -121,13 +123,14 @@ class Bank:
         note_coverage(state, root, state.served[slots[at], at].astype(np.float64), at)
 
     def _notice_surprise(self, root: float, said: Floats, at: Ints) -> None:
-        """Count the steps in a row at which the champion was far off and persistence, a minute before, was not."""
+        """Count the steps in a row of which the champion was far off and persistence, at the same time, was not."""
         state = self._state
-        if at[0] != 0 or state.champion not in state.names:
+        near = said[self._ahead[at] <= SURPRISING_AHEAD]
+        if not len(near) or state.champion not in state.names:
             return
-        miss, refuge_miss = (abs(root - said[0, state.names.index(name), 0]) for name in (state.champion, REFUGE))
+        miss, refuge_miss = (np.abs(root - near[:, state.names.index(name), 0]) for name in (state.champion, REFUGE))
         noise = 2 * np.sqrt(0.25 / self._window_s)
-        far = miss > FAR_SHARE * root + noise and miss > FAR_RATIO * refuge_miss
+        far = bool(((miss > FAR_SHARE * root + noise) & (miss > FAR_RATIO * refuge_miss)).any())
         if far:
             state.surprises = max(state.surprises, 0) + 1
         elif state.surprises >= SURPRISES_IN_A_ROW:
@@ -146,7 +149,6 @@ class Bank:
             return
         due.sort(key=lambda name: state.refreshed[state.names.index(name)])
         origins = origins_to_learn_from(series)
-        first_step = state.until_step - length
         for name in due if length < YOUNG_STEPS or state.refreshed[state.names.index(due[0])] < 0 else due[:1]:
             position = state.names.index(name)
             state.refreshed[position] = state.until_step
@@ -155,7 +157,7 @@ class Bank:
                 if weights is None:
                     continue
                 state.weights = weights
-            table = error_table(series, origins, self._paths(name, origins), self._ahead, first_step)
+            table = error_table(series, origins, self._paths(name, origins), self._ahead)
             state.tables[position], state.trust[position], state.unit[position] = table.quantiles, table.trust, table.unit
         for position, name in enumerate(state.names):
             if name not in names:
@@ -173,13 +175,9 @@ class Bank:
         state, series = self._state, self._series
         position = state.names.index(name)
         paths = self._paths(name, origins)[:, :, None]
-        parts = part_of_day(origins + state.until_step - len(series), series.day)
         drift = PRIOR_DRIFT**2 * np.minimum(self._ahead, PRIOR_DRIFT_STEPS)[:, None]
         prior = np.sqrt(0.25 / self._window_s + drift * paths**2) * _NORMAL
-        table, volatility = state.tables[position][parts], series.volatility(origins)[:, None, None]
-        # A burst widens the quantiles; it does not multiply what the median is usually off by.
-        median = table[:, :, :1] * np.minimum(volatility, series.usual_jump)
-        learnt = median + (table - table[:, :, :1]) * volatility
+        learnt = state.tables[position][standing_of(series, origins)]
         return np.asarray(paths + prior + state.trust[position] * (learnt - prior))
 
     def admit(self, name: str, forecast: LearnedForecast) -> None:
@@ -214,7 +212,6 @@ class Bank:
         """Forecast with every forecaster, calibrated: (forecaster, step ahead, quantile) in square roots, NaN where one cannot."""
         state, series = self._state, self._series
         now = np.array([len(series)])
-        volatility = float(series.volatility(now)[0])
         made = np.full((len(state.names), len(self._ahead), len(QUANTILES)), np.nan)
         for name in OWN:
             if name != COMBINATION:
@@ -224,7 +221,7 @@ class Bank:
             if len(series) in rates:
                 made[state.names.index(name)] = self._on_grid(rates[len(series)])
         made[~np.isfinite(made).all(axis=(1, 2))] = np.nan
-        made = _sane(made + state.offsets * volatility)
+        made = _sane(made + state.offsets)
         combined = state.names.index(COMBINATION)
         # No calibration of its own: its parts are calibrated, and far ahead two loops on late outcomes swing.
         made[combined] = _sane(_blend(made, combination_weights(state, combined)))

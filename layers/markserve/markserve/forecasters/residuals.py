@@ -1,7 +1,8 @@
-"""Quantiles of a forecaster's own past errors, by step ahead and time of day (split conformal prediction).
+"""Quantiles of a forecaster's own past errors, by step ahead and by where the load stood (split conformal prediction).
 
-Errors are differences of square roots in units of the volatility at their origin. An empirical quantile is trusted by the
-number of errors expected beyond it: those of this time of day are shrunk to those of all times, those to a prior.
+Errors are differences of square roots. What comes after a high step differs from what comes after a low one: load that has
+jumped falls back rather than jumps again. An empirical quantile is trusted by the number of errors expected beyond it: those
+of this standing are shrunk to those of all, those to a prior.
 """
 
 from __future__ import annotations
@@ -16,34 +17,28 @@ from markserve.forecasters.series import Floats, Ints, Series
 ORIGINS_MAX = 1600
 """Past origins that errors are taken from, evenly spread over `DAYS_MAX`."""
 DAYS_MAX = 7
-PARTS_OF_DAY = 8
-"""Times of day that are told apart: 3 hours each."""
-POOLED_TRUST, PART_TRUST = 1.0, 12.0
-"""Errors beyond a quantile that weigh as much as the prior, and as much as those of all times."""
+STANDINGS = (-0.5, 0.5, 1.5)
+"""Standard deviations above the day's mean at which one standing ends and the next begins: low, usual, high, very high."""
+POOLED_TRUST, STANDING_TRUST = 1.0, 12.0
+"""Errors beyond a quantile that weigh as much as the prior, and as much as those of all standings."""
 TAIL = np.minimum(1 - np.array(QUANTILES), np.array(QUANTILES))
 
 
 @dataclass(frozen=True)
 class ErrorTable:
-    """Error quantiles in units of volatility, and the share by which they are to be trusted over the prior."""
+    """Error quantiles, and the share by which they are to be trusted over the prior."""
 
     quantiles: Floats
-    """(part of day, step ahead, quantile)"""
+    """(standing, step ahead, quantile)"""
     trust: Floats
     """(step ahead, quantile), 0 to 1"""
     unit: Floats
     """(step ahead): half the distance from the median to the 0.98 quantile, the size of a step of calibration."""
 
 
-def empty_table(steps: int) -> ErrorTable:
-    """Table of a forecaster of which no error is known."""
-    shape = (PARTS_OF_DAY, steps, len(QUANTILES))
-    return ErrorTable(np.zeros(shape), np.zeros(shape[1:]), np.ones(steps))
-
-
-def part_of_day(origin_steps: Ints, day: int) -> Ints:
-    """Part of the day in which an origin lies, from its absolute step."""
-    return np.asarray((origin_steps % day) * PARTS_OF_DAY // day)
+def standing_of(series: Series, origins: Ints) -> Ints:
+    """Which of the standings the load had at each origin, from 0."""
+    return np.digitize(series.standing(origins), STANDINGS)
 
 
 def origins_to_learn_from(series: Series) -> Ints:
@@ -53,29 +48,27 @@ def origins_to_learn_from(series: Series) -> Ints:
     return np.arange(len(series) - 1, first - 1, -stride)[::-1]
 
 
-def error_table(series: Series, origins: Ints, paths: Floats, ahead: Ints, first_step: int) -> ErrorTable:
+def error_table(series: Series, origins: Ints, paths: Floats, ahead: Ints) -> ErrorTable:
     """Quantiles of what the forecaster got wrong from these origins.
 
     Parameters
     ----------
     paths
         Its point forecasts, (origin, step ahead).
-    first_step
-        Absolute step of the series' first.
     """
-    errors = (series.at(origins[:, None] + ahead - 1) - paths) / series.volatility(origins)[:, None]
+    errors = series.at(origins[:, None] + ahead - 1) - paths
     pooled, count = _quantiles(errors)
     beyond = count[:, None] * TAIL
-    parts = part_of_day(origins + first_step, series.day)
-    table = np.repeat(pooled[None], PARTS_OF_DAY, axis=0)
-    for part in range(PARTS_OF_DAY):
-        rows = errors[parts == part]
+    standings = standing_of(series, origins)
+    table = np.repeat(pooled[None], len(STANDINGS) + 1, axis=0)
+    for standing in range(len(table)):
+        rows = errors[standings == standing]
         if len(rows) < 20:
             continue
         own, own_count = _quantiles(rows)
         trust = own_count[:, None] * TAIL
-        trust = trust / (trust + PART_TRUST)
-        table[part] += trust * (own - pooled)
+        trust = trust / (trust + STANDING_TRUST)
+        table[standing] += trust * (own - pooled)
     # Trust differs by quantile, so what was ordered may no longer be.
     table = np.maximum.accumulate(table, axis=2)
     unit = np.maximum((pooled[:, QUANTILES.index(0.98)] - pooled[:, 0]) / 2, 1e-6)

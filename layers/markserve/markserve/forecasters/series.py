@@ -19,8 +19,8 @@ Ints = NDArray[np.int64]
 
 LAST_RATE_MAX_RPS = 1e12
 """Beyond any load; a larger number is a fault of whoever counted."""
-VOLATILITY_RANGE = 3.0
-"""Bursts are so many times as jumpy as usual at most, and calm so many times less."""
+STEADY_SHARE = 1e-9
+"""A variance below this share of the mean square is rounding."""
 DAYS_KEPT = 14
 """Two of each weekday."""
 
@@ -65,11 +65,9 @@ class Series:
         return np.concatenate([zero, np.cumsum(np.where(known, self.roots, 0.0))]), np.concatenate([zero, np.cumsum(known)])
 
     @cached_property
-    def _squared_jumps(self) -> tuple[Floats, Floats]:
-        jumps = np.diff(self.roots, prepend=np.nan)
-        known = ~np.isnan(jumps)
-        zero = np.zeros(1)
-        return np.concatenate([zero, np.cumsum(np.where(known, jumps, 0.0) ** 2)]), np.concatenate([zero, np.cumsum(known)])
+    def _square_sums(self) -> tuple[Floats, Floats]:
+        known = ~np.isnan(self.roots)
+        return np.concatenate([np.zeros(1), np.cumsum(np.where(known, self.roots, 0.0) ** 2)]), self._sums[1]
 
     def mean(self, start: Ints, end: Ints) -> Floats:
         """Mean over steps `[start, end)`, NaN where none is known or the range begins before the history."""
@@ -79,25 +77,13 @@ class Series:
         """Mean of the last `width` steps, or of as many as there are."""
         return _range_mean(self._sums, np.maximum(origins - width, 0), origins)
 
-    @cached_property
-    def usual_jump(self) -> float:
-        """Root mean square of all jumps from step to step."""
-        total, count = self._squared_jumps
-        last = self.filled[-1] if len(self) and not np.isnan(self.filled[-1]) else 0.0
-        return float(np.sqrt(total[-1] / count[-1])) + 1e-3 * float(last) + 1e-9 if count[-1] else max(1e-3 * float(last), 1e-9)
-
-    def volatility(self, origins: Ints) -> Floats:
-        """Root mean square of jumps from step to step: half of the last half hour, half of the last day.
-
-        Bursty hours stay bursty for a while, so errors are measured in these units. They stay within a factor
-        `VOLATILITY_RANGE` of the usual: a jump out of perfect calm must not count as a thousand times the usual error.
-        """
-        short = _range_mean(self._squared_jumps, np.maximum(origins - 30, 0), origins)
-        long = _range_mean(self._squared_jumps, np.maximum(origins - self.day, 0), origins)
-        usual = self.usual_jump
-        long = np.where(np.isnan(long), usual**2, long)
-        short = np.where(np.isnan(short), long, short)
-        return np.asarray(np.clip(np.sqrt(0.5 * short + 0.5 * long), usual / VOLATILITY_RANGE, usual * VOLATILITY_RANGE))
+    def standing(self, origins: Ints) -> Floats:
+        """How many standard deviations the last known step lies above the mean of the day before; 0 where nothing varies."""
+        start = np.maximum(origins - self.day, 0)
+        mean, square = _range_mean(self._sums, start, origins), _range_mean(self._square_sums, start, origins)
+        variance = square - mean**2
+        varies = variance > STEADY_SHARE * square  # False where nothing is known
+        return np.where(varies, (self.last(origins) - mean) / np.sqrt(np.where(varies, variance, 1.0)), 0.0)
 
     def last(self, origins: Ints) -> Floats:
         """Last known value before each origin; NaN before any."""

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from markserve.core.backtest import QUANTILES
 from markserve.errors import InferenceFailed
-from markserve.forecasters.residuals import PARTS_OF_DAY
+from markserve.forecasters.residuals import STANDINGS
 from markserve.forecasters.series import Floats
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 Arrays32 = NDArray[np.float32]
 
 
@@ -38,14 +38,14 @@ class BankState:
     weights: Floats = field(default_factory=_nothing)
     """Of the linear regression, (step ahead, feature); empty until fitted."""
     tables: Floats = field(default_factory=_nothing)
-    """Error quantiles, (forecaster, part of day, step ahead, quantile)."""
+    """Error quantiles, (forecaster, standing, step ahead, quantile)."""
     trust: Floats = field(default_factory=_nothing)
     unit: Floats = field(default_factory=_nothing)
     """(forecaster, step ahead)"""
     refreshed: Floats = field(default_factory=_nothing)
     """Step at which a forecaster's table was made, by forecaster."""
     offsets: Floats = field(default_factory=_nothing)
-    """Online calibration, in units of volatility."""
+    """Online calibration, in square roots."""
     losses: Floats = field(default_factory=_nothing)
     """Discounted pinball losses."""
     reference: Floats = field(default_factory=_nothing)
@@ -72,9 +72,9 @@ class BankState:
             ahead=list(ahead),
             until_s=until_s,
             until_step=until_step,
-            tables=np.zeros((count, PARTS_OF_DAY, steps, quantiles)),
+            tables=np.zeros((count, len(STANDINGS) + 1, steps, quantiles)),
             trust=np.zeros((count, steps, quantiles)),
-            unit=np.ones((count, steps)),
+            unit=np.zeros((count, steps)),
             refreshed=np.full(count, -1.0),
             offsets=np.zeros((count, steps, quantiles)),
             losses=np.zeros((count, steps, quantiles)),
