@@ -220,7 +220,8 @@ def test_a_process_that_uses_anothers_call_is_refused(system: LocalSystem) -> No
 def test_a_model_is_measured_on_an_instance_of_its_own_which_is_given_back(system: LocalSystem) -> None:
     before = wiring.models().get("digits").profiles["c5.xlarge"]
 
-    wiring.parameter_writer().put("launches-enabled", "true")  # others have turned launches off; the function may not know yet
+    for name, text in (("launches-enabled", "true"), ("max-instances", "4")):
+        wiring.parameter_writer().put(name, text)  # others have turned launches off; the function may not know yet
 
     def measured_all() -> bool:
         try:
