@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from markserve.adapters.dynamodb import Table, expiry, new_write_id, number, text
 from markserve.errors import PayloadTooLarge
@@ -52,9 +52,10 @@ class DynamoResultStore:
         payload = encode(answer)
         if len(payload) > MAX_ANSWER_BYTES:
             raise PayloadTooLarge(f"answer of {len(payload)} bytes exceeds the results table's {MAX_ANSWER_BYTES}", field="outputs")
-        condition, values = "(attribute_not_exists(answer) OR answer = :answer)", {"answer": {"B": payload}}
+        condition = "(attribute_not_exists(answer) OR answer = :answer)"
+        values: dict[str, Any] = {"answer": {"B": payload}}
         if accepted_as:
-            condition, values = f"{condition} AND body_sha256 = :body_sha256", values | {"body_sha256": text(accepted_as)}
+            condition, values = f"{condition} AND body_sha256 = :body_sha256", {**values, "body_sha256": text(accepted_as)}
         item = self._table.update(
             {"request_id": answer.request_id},
             "SET answer = :answer, expires_at_s = :expires_at_s",
