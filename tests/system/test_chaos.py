@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -30,7 +31,8 @@ def test_subset_is_not_empty() -> None:
 
 @pytest.mark.parametrize("name", [SHORT[0], *(pytest.param(name, marks=pytest.mark.long) for name in SHORT[1:])])
 def test_nothing_is_lost_doubled_or_wrong_under(name: str, system: LocalSystem, runner: Runner) -> None:
-    outcome = runner.play(load_scenarios()[name])
+    # A machine that does something else is late without any fault: floors are for `make chaos` to judge.
+    outcome = runner.play(replace(load_scenarios()[name], floor=None))
 
     assert outcome.breaches == ()
     assert (outcome.lost, outcome.doubled, outcome.wrong) == (0, 0, 0)
