@@ -1,7 +1,7 @@
 """When to poll the queue: late enough that ten messages come in a call, early enough that the runner does not wait for them.
 
 SQS bills calls, and a long poll returns with the first message: polling on while a batch runs would fetch one message a call. Left
-in the queue until shortly before the runner is free, the same messages come ten a call, and as fresh.
+in the queue until shortly before the runner is free, the same messages come ten a call.
 """
 
 from __future__ import annotations
