@@ -141,6 +141,8 @@ def no_forecaster() -> LearnedForecaster:
 
 
 ALTERNATING = [10, 10, 10, 2] * 10
+IRREGULAR = [10, 2, 2, 10, 10, 2, 10, 10, 10, 2] * 4
+"""Where it stands says less of what comes next."""
 """Noise that no simple forecaster foresees, with a median of 10."""
 
 
@@ -249,7 +251,7 @@ def test_training_is_refused_when_too_few_steps_are_known() -> None:
 
 def test_training_promotes_and_serves_when_it_beats_the_simple_forecasters() -> None:
     stack = Stack()
-    stack.record(ALTERNATING)
+    stack.record(IRREGULAR)
 
     (report,) = stack.train(Oracle(10.0))
     (record,) = stack.forecast(forecaster=Oracle())
