@@ -12,9 +12,6 @@ from typing import NamedTuple
 
 from markserve.core.capacity import EPSILON_RPS, Candidate, SpillTier
 
-ROUNDING = 1e-6
-"""Fewer requests than this are none."""
-
 
 class Score(NamedTuple):
     """How good a plan is over the horizon; lower is better, what comes first counts first."""
@@ -103,7 +100,8 @@ class Scorer:
         changes
             Candidate and its new number, by key.
         limit_usd
-            None is returned where it is certain beforehand that something stays unserved or the cost exceeds this.
+            None is returned as soon as it is certain that something stays unserved or the cost exceeds this; the rest
+            of the demand costs at least what the next capacity, or spilling, costs per request.
         """
         changes = changes or {}
         first = bisect_left(self._merits, min(c.merit for c, _ in changes.values())) if changes else len(self._order)
@@ -111,29 +109,19 @@ class Scorer:
         rest = [group for group in self._order[first:] if group[1].key not in changes]
         rest += [(c.merit, c, n) for c, n in changes.values() if n]
         rest.sort(key=lambda group: group[0])
-        if limit_usd < math.inf:
-            launch_usd = math.fsum(n * c.launch_cost_usd for _, c, n in rest)
-            if cost + launch_usd + self._least_usd(left, rest) > limit_usd:
-                return None
+        launch_usd = math.fsum(n * c.launch_cost_usd for _, c, n in rest)
         left = list(left)
         for _, candidate, number in rest:
+            if limit_usd < math.inf:
+                each_usd = min(candidate.usd_per_request, self._spill_usd)
+                if cost + launch_usd + each_usd * self._step_s * sum([rate for rate in left if rate > 0.0]) > limit_usd:
+                    return None
+            launch_usd -= number * candidate.launch_cost_usd
             more_usd, more_idle = self._serve(left, candidate, number)
             cost, idle = cost + more_usd, idle + more_idle
         if idle and self._to_spare + sum([n - self._numbers.get(key, 0) for key, (_, n) in changes.items()]) <= 0:
             idle = 0
         return self._with_spill(left, idle, cost)
-
-    def _least_usd(self, left: Sequence[float], rest: Sequence[tuple[object, Candidate, int]]) -> float:
-        """Least that serving or spilling what is left can cost, with these groups, cheapest first: as if each could be used in full."""
-        requests, least_usd = self._step_s * sum([rate for rate in left if rate > 0.0]), 0.0
-        for _, candidate, number in rest:
-            if candidate.usd_per_request >= self._spill_usd:
-                break
-            most = self._step_s * number * candidate.capacity_rps * max(0, len(left) - candidate.ready_step)
-            if requests <= most:
-                return least_usd + requests * candidate.usd_per_request
-            requests, least_usd = requests - most, least_usd + most * candidate.usd_per_request
-        return least_usd + requests * self._spill_usd if requests > ROUNDING else least_usd
 
     def _state(self, groups: int) -> tuple[list[float], float, int]:
         """Return what is left, the cost and the idle spot launches once the `groups` cheapest have served."""
