@@ -43,7 +43,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The planner's result against the optimum."""
+    """The planner's result against the optimum: (requests that nothing serves, USD) each."""
 
     seed: int
     planned: Score
@@ -55,12 +55,12 @@ class Comparison:
     @property
     def gap(self) -> float:
         """Excess cost over the optimum's; comparable where `unserved_more` is zero."""
-        return self.planned.cost_usd / self.optimal.cost_usd - 1 if self.optimal.cost_usd > 0 else 0.0
+        return self.planned[1] / self.optimal[1] - 1 if self.optimal[1] > 0 else 0.0
 
     @property
     def unserved_more(self) -> float:
         """Requests that nothing serves, beyond those of the optimum."""
-        return self.planned.unserved - self.optimal.unserved
+        return self.planned[0] - self.optimal[0]
 
 
 def a_case(seed: int, *, spot_rules: bool) -> Case:
@@ -108,12 +108,7 @@ def a_case(seed: int, *, spot_rules: bool) -> Case:
         spill=spill if rng.random() < 0.8 else None,
         spot=spot,
     )
-    return Case(task=task, offers=asked(offers, task), room=room)
-
-
-def asked(candidates: Sequence[Candidate], task: Task) -> tuple[Candidate, ...]:
-    """Tell candidates the most that demand asks of them, as the product does."""
-    return tuple(replace(c, asked_rps=task.peak_rps) for c in candidates)
+    return Case(task=task, offers=tuple(offers), room=room)
 
 
 def a_larger_case(seed: int, *, spot_rules: bool) -> Case:
@@ -130,32 +125,30 @@ def a_larger_case(seed: int, *, spot_rules: bool) -> Case:
         demand_rps=tuple(scale * rate for rate in small.task.demand_rps),
         spill=spill and replace(spill, capacity_rps=spill.capacity_rps * scale),
     )
-    room = Room(instances=rng.choice((30, 200)), usd_per_hour=50.0)
-    return Case(task=task, offers=asked(small.offers, task), existing=asked(there, task), room=room)
+    return Case(task=task, offers=small.offers, existing=there, room=Room(instances=rng.choice((30, 200)), usd_per_hour=50.0))
 
 
 def planned(case: Case) -> Choice:
-    """Let the planner choose, as when it asks whether to replace what runs."""
-    choice = Choice(case.task, existing=case.existing, offers=case.offers, replaces=True)
+    """Let the planner choose."""
+    choice = Choice(case.task, existing=case.existing, offers=case.offers)
     complete([choice], case.room, PlanNotes())
     return choice
 
 
 def exact(case: Case) -> tuple[Score, dict[str, int]]:  # noqa: C901 - one linear program, read from top to bottom
-    """Solve the case exactly: least requests that nothing serves, then least cost, no launch of spot idle; with what it holds.
+    """Solve the case exactly: least requests that nothing serves, then least cost; with what it launches.
 
     Variables, offerings j in the order in which `Task.score` serves: launches `n_j`; by step t the instances held
     `h_jt <= n_j` (never more than before) and paid `a_jt <= h_jt`; `f_jt` = 1 if demand is left after j and everything
     cheaper, for only then may a dearer one be paid, and all held ones must be; `z_jt` = 1 if some were given back, which
-    is allowed only where what is left costs less to spill; `s_jt` = 1 for a step at which every launch of spot serves; the rates
-    spilled and not served.
+    is allowed only where what is left costs less to spill; the rates spilled and not served.
     """
     task, room = case.task, case.room
     there = Choice(task, existing=case.existing, offers=case.offers)
     offers = sorted([*there.idle, *case.offers], key=lambda c: c.merit)
     n_offers, steps = len(offers), len(task.demand_rps)
     most = [min(room.instances, int(max(task.demand_rps) // c.capacity_rps) + 2) if c.is_new else there.number_there(c) for c in offers]
-    held0, paid0, full0, back0, serves0, spill0 = (n_offers + k * n_offers * steps for k in range(6))
+    held0, paid0, full0, back0, spill0 = (n_offers + k * n_offers * steps for k in range(5))
     unserved0 = spill0 + steps
     size = unserved0 + steps
 
@@ -188,8 +181,6 @@ def exact(case: Case) -> tuple[Score, dict[str, int]]:  # noqa: C901 - one linea
                 spillable = task.spill.capacity_rps if task.spill else 0.0
                 kept_above_rps = min(spillable, worth_rps) if worth_rps < c.capacity_rps else spillable
                 at_least({**met, back: -demand}, -kept_above_rps)  # left <= kept_above unless nothing was given back
-            if c.is_spot and c.is_new:
-                at_least({paid: 1.0, j: -1.0, serves0 + cell: -float(most[j])}, -float(most[j]))
             if j:
                 at_least({full - steps: float(most[j]), paid: -1.0}, 0.0)
         at_least({**met, spill0 + t: 1.0, unserved0 + t: 1.0}, demand)
@@ -201,8 +192,6 @@ def exact(case: Case) -> tuple[Score, dict[str, int]]:  # noqa: C901 - one linea
         at_least({j: -c.capacity_rps for j, c in enumerate(offers) if c.is_spot}, -share * max(task.demand_rps))
     pool_share = max(0.5, 1 / max(1, task.spot.pools))
     for j, c in enumerate(offers):
-        if c.is_spot and c.is_new:
-            at_least({serves0 + j * steps + t: 1.0 for t in range(steps)}, 1.0)
         if c.is_spot:  # n_j <= ceil(share of all spot)
             at_least({k: pool_share * o.is_spot - (k == j) for k, o in enumerate(offers)}, -0.999)
 
@@ -236,7 +225,7 @@ def exact(case: Case) -> tuple[Score, dict[str, int]]:  # noqa: C901 - one linea
     at_least({int(i): -1.0 for i in range(unserved0, size)}, -(unserved + 1e-6) / task.step_s)
     best = solve(cost * 1000)
     numbers = {c.key: round(best[j]) for j, c in enumerate(offers) if round(best[j])}
-    return Score(unserved, 0, float(cost @ best)), numbers
+    return (unserved, float(cost @ best)), numbers
 
 
 def compare(seed: int, *, spot_rules: bool, larger: bool = False) -> Comparison:
@@ -399,7 +388,7 @@ def report_pruning(cases: int, first_seed: int) -> str:
                 planned(Case(task=task, offers=tuple(offers), room=Room(instances=200, usd_per_hour=100.0))) for offers in (market, kept)
             )
             differing += every.numbers != pruned.numbers
-            excess.append(pruned.score().cost_usd / every.score().cost_usd - 1)
+            excess.append(pruned.score()[1] / every.score()[1] - 1)
         lines.append(
             f"spot share {share}: {cases} markets of {len(market)} offerings, {dropped / cases:.0f} dropped on average; {differing} plans "
             f"differ; cost {statistics.mean(excess):+.4%} on average, {max(excess):+.2%} at most, {min(excess):+.2%} at least"

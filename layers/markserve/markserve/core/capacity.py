@@ -27,8 +27,6 @@ class Candidate:
     """Empty for an offering."""
     rank: int = 0
     """Preference among equal instances; lower is kept first."""
-    asked_rps: float = math.inf
-    """The most that demand asks of it: capacity beyond that is rented and not used."""
     pool: str = field(init=False, repr=False)
     """Pool key of its offering."""
     key: str = field(init=False, repr=False)
@@ -40,7 +38,7 @@ class Candidate:
     usd_per_s: float = field(init=False, repr=False)
     """Rent."""
     usd_per_request: float = field(init=False, repr=False)
-    """Cost of one request at the fullest use that demand allows."""
+    """Cost of one request at full use."""
     launch_cost_usd: float = field(init=False, repr=False)
     """Rent paid before it serves; sunk for an instance that is already there."""
     merit: tuple[float, bool, int, str, str] = field(init=False, repr=False, compare=False)
@@ -58,8 +56,7 @@ class Candidate:
         usd_per_s = self.offering.price_usd_per_hour / 3600
         object.__setattr__(self, "is_spot", self.offering.capacity_type is CapacityType.SPOT)
         object.__setattr__(self, "usd_per_s", usd_per_s)
-        useful_rps = min(self.capacity_rps, self.asked_rps) if self.asked_rps > EPSILON_RPS else self.capacity_rps
-        object.__setattr__(self, "usd_per_request", usd_per_s / useful_rps)
+        object.__setattr__(self, "usd_per_request", usd_per_s / self.capacity_rps)
         object.__setattr__(self, "launch_cost_usd", self.offering.launch_overhead_s * usd_per_s if self.is_new else 0.0)
         object.__setattr__(self, "merit", (self.usd_per_request, self.is_new, self.ready_step, self.pool, self.key))
 

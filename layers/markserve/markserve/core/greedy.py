@@ -31,13 +31,10 @@ class Choice:
         Instances that are there, in the order in which equal ones are kept.
     offers
         What may be launched, any number of times.
-    replaces
-        Whether the search may exchange instances that are there for launches.
     """
 
-    def __init__(self, task: Task, *, existing: Sequence[Candidate], offers: Sequence[Candidate], replaces: bool = False) -> None:
+    def __init__(self, task: Task, *, existing: Sequence[Candidate], offers: Sequence[Candidate]) -> None:
         self.task = task
-        self.replaces = replaces
         self.existing = tuple(existing)
         self.offers = tuple(offers)
         alike: dict[tuple[object, ...], list[Candidate]] = {}
@@ -66,11 +63,6 @@ class Choice:
     def launched(self) -> list[tuple[Candidate, int]]:
         """Chosen offerings, with numbers."""
         return [(c, n) for c, n in self.counted if c.is_new]
-
-    @property
-    def exchanged(self) -> list[tuple[Candidate, int]]:
-        """What the search may exchange for launches, with numbers."""
-        return self.counted if self.replaces else self.launched
 
     def launched_beyond(self, numbers: Mapping[str, int]) -> list[tuple[Candidate, int]]:
         """Offerings of which another number is chosen than these, with how many more; fewer is negative."""
@@ -130,7 +122,7 @@ class Choice:
 
     def with_offers(self, offers: Sequence[Candidate], numbers: Mapping[str, int]) -> Choice:
         """Return another choice that starts from `numbers` and may launch `offers` only."""
-        other = Choice(self.task, existing=self.existing, offers=self.offers, replaces=self.replaces)
+        other = Choice(self.task, existing=self.existing, offers=self.offers)
         other.offers = tuple(offers)
         other.restore(numbers)
         return other
@@ -162,7 +154,7 @@ class Choice:
         self._unmet = None
 
     def score(self) -> Score:
-        """Rate what is chosen."""
+        """Rate what is chosen: (requests that nothing serves, expected cost in USD) over the horizon."""
         return self.task.score(self.counted)
 
     def spot_refusal(self, more: Candidate) -> str | None:

@@ -46,7 +46,7 @@ def single_moves(choice: Choice, _: Room) -> Iterator[Move]:
     for last in choice.last_kept:
         yield Move(removed=((last, 1),), added=())
     yield from _kept_swaps(choice)
-    planned = choice.exchanged
+    planned = choice.launched
     offers = searched(choice)
     for offer in offers:
         for number in (1, 2, 3):

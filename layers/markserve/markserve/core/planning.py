@@ -142,14 +142,15 @@ def plan_capacity(
 
 def _reconsider(p: Prepared, choice: Choice, room: Room, notes: PlanNotes) -> Room:
     """Adopt Algorithm 1's plan from scratch if it is clearly cheaper than the one that keeps what runs."""
-    fresh, fresh_notes = p.choice(replaces=True), PlanNotes()
+    fresh, fresh_notes = p.choice(), PlanNotes()
     fresh_room = complete([fresh], _given_back(room, choice), fresh_notes, most_moves=MOST_REPLACEMENT_MOVES)
-    kept, replaced = choice.score(), fresh.score()
-    if replaced[:2] > kept[:2] or replaced.cost_usd >= kept.cost_usd * (1 - REPLACEMENT_SAVING):
+    unserved, cost = choice.score()
+    fresh_unserved, fresh_cost = fresh.score()
+    if fresh_unserved > unserved or fresh_cost >= cost * (1 - REPLACEMENT_SAVING):
         return room
     choice.set_chosen(fresh.chosen)
     notes.replace(choice, fresh_notes)
-    notes.say(choice, [f"replacing instances costs ${replaced.cost_usd:.4f} over the horizon, keeping them ${kept.cost_usd:.4f}"])
+    notes.say(choice, [f"replacing instances costs ${fresh_cost:.4f} over the horizon, keeping them ${cost:.4f}"])
     return fresh_room
 
 

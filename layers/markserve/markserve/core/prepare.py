@@ -84,9 +84,9 @@ class Prepared:
         measured = (self.demand.measured_rate_rps or 0.0) * self.demand.tunables.headroom
         return max(measured, self.task.demand_rps[0])
 
-    def choice(self, *, replaces: bool = False) -> Choice:
+    def choice(self) -> Choice:
         """Return a choice to fill: empty, or with what is held while launches are pending."""
-        choice = Choice(self.task, existing=self.existing, offers=self.offers, replaces=replaces)
+        choice = Choice(self.task, existing=self.existing, offers=self.offers)
         choice.set_chosen(c for c in self.existing if c.instance_id in self.held_ids)
         return choice
 
@@ -207,17 +207,13 @@ def prepare(
         shape=demand.shape,
     )
     ready_steps = {s: path.horizon.ready_step(now_s + s, now_s) for s in {o.launch_overhead_s for o in usable}}
-    asked_rps = max(path.rates_rps[: 1 + max(ready_steps.values(), default=len(path.rates_rps))])  # as `_decided_now` leaves it
     market = [(o, _capacity_rps(o, capacities), ready_steps[o.launch_overhead_s]) for o in usable]
     kept = undominated(market)
-    offers = tuple(
-        Candidate(offering=o, capacity_rps=rate_rps, ready_step=step, asked_rps=asked_rps)
-        for o, rate_rps, step in (market[i] for i in kept)
-    )
+    offers = tuple(Candidate(offering=o, capacity_rps=rate_rps, ready_step=step) for o, rate_rps, step in (market[i] for i in kept))
     dropped = len(usable) - len(kept)
     if dropped:
         rejected.append(Rejected(offering=f"{dropped} offerings", cost_usd=None, reason=f"{demand.model}: dominated by others"))
-    existing = _existing(own, capacities, path, now_s, asked_rps=asked_rps)
+    existing = _existing(own, capacities, path, now_s)
     has_pending = any(i.state is not InstanceState.SERVING for i in own)
     path = path.extended(1 + max((*ready_steps.values(), *(c.ready_step for c in existing)), default=0))
     last = len(path.rates_rps) - 1
@@ -299,9 +295,7 @@ def _usd_per_request(offering: Offering, capacities: Mapping[str, float], rate_r
     return offering.price_usd_per_hour / 3600 / (min(capacity_rps, rate_rps) if rate_rps > 0 else capacity_rps)
 
 
-def _existing(
-    own: Sequence[Instance], capacities: Mapping[str, float], path: DemandPath, now_s: float, *, asked_rps: float
-) -> tuple[Candidate, ...]:
+def _existing(own: Sequence[Instance], capacities: Mapping[str, float], path: DemandPath, now_s: float) -> tuple[Candidate, ...]:
     order = sorted(own, key=lambda i: (i.unwanted_cycles, i.state is not InstanceState.SERVING, i.requested_at_s, i.instance_id))
     return tuple(
         Candidate(
@@ -313,7 +307,6 @@ def _existing(
             else path.horizon.ready_step(i.requested_at_s + i.offering.launch_overhead_s, now_s),
             instance_id=i.instance_id,
             rank=rank,
-            asked_rps=asked_rps,
         )
         for rank, i in enumerate(order)
         if i.offering.instance_type in capacities

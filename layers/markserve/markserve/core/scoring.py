@@ -8,20 +8,11 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 from markserve.core.capacity import EPSILON_RPS, Candidate, SpillTier
 
-
-class Score(NamedTuple):
-    """How good a plan is over the horizon; lower is better, what comes first counts first."""
-
-    unserved: float
-    """Requests that nothing serves."""
-    idle_spot: int
-    """Spot launches that serve at no step: they would only let another pool hold more, until they are drained again."""
-    cost_usd: float
-    """Expected cost, spilled requests included."""
+Score = tuple[float, float]
+"""(requests that nothing serves, expected cost in USD) over the horizon; lower is better."""
 
 
 def serve(left_rps: list[float], candidate: Candidate, number: int, kept_above_rps: float) -> tuple[int, int]:
@@ -76,21 +67,15 @@ class Scorer:
     """
 
     def __init__(
-        self,
-        demand_rps: Sequence[float],
-        step_s: float,
-        spill: SpillTier | None,
-        chosen: Iterable[tuple[Candidate, int]],
-        min_instances: int = 0,
+        self, demand_rps: Sequence[float], step_s: float, spill: SpillTier | None, chosen: Iterable[tuple[Candidate, int]]
     ) -> None:
         self._step_s = step_s
         self._spill_usd, self._spillable_rps = (spill.usd_per_request, spill.capacity_rps) if spill else (math.inf, 0.0)
         self._order = sorted(((c.merit, c, n) for c, n in chosen if n), key=lambda group: group[0])
         self._merits = [merit for merit, _, _ in self._order]
         self._states = [(list(demand_rps), 0.0, 0)]
-        self._numbers = {c.key: n for _, c, n in self._order}
-        self._to_spare = sum(self._numbers.values()) - min_instances
-        """Instances beyond those that may stand idle."""
+        self.idle = 0
+        """Spot launches that served at no step when last rated."""
 
     def score(self, changes: Mapping[str, tuple[Candidate, int]] | None = None, *, limit_usd: float = math.inf) -> Score | None:
         """Rate what is chosen with other numbers of some candidates.
@@ -119,9 +104,8 @@ class Scorer:
             launch_usd -= number * candidate.launch_cost_usd
             more_usd, more_idle = self._serve(left, candidate, number)
             cost, idle = cost + more_usd, idle + more_idle
-        if idle and self._to_spare + sum([n - self._numbers.get(key, 0) for key, (_, n) in changes.items()]) <= 0:
-            idle = 0
-        return self._with_spill(left, idle, cost)
+        self.idle = idle
+        return self._with_spill(left, cost)
 
     def _state(self, groups: int) -> tuple[list[float], float, int]:
         """Return what is left, the cost and the idle spot launches once the `groups` cheapest have served."""
@@ -140,9 +124,9 @@ class Scorer:
         cost = number * candidate.launch_cost_usd + paid * self._step_s * candidate.usd_per_s
         return cost, number - used if candidate.is_new and candidate.is_spot else 0
 
-    def _with_spill(self, left: Sequence[float], idle: int, cost: float) -> Score:
+    def _with_spill(self, left: Sequence[float], cost: float) -> Score:
         spillable_rps = self._spillable_rps
         positive = [rate for rate in left if rate > 0.0]
         unserved = math.fsum(rate - spillable_rps for rate in positive if rate > spillable_rps) * self._step_s
         spilled = math.fsum(rate if rate < spillable_rps else spillable_rps for rate in positive) * self._step_s
-        return Score(round(unserved, 6), idle, cost + (spilled * self._spill_usd if spilled else 0.0))
+        return round(unserved, 6), cost + (spilled * self._spill_usd if spilled else 0.0)

@@ -92,7 +92,7 @@ def settle(choice: Choice, base: Mapping[str, int], room: Room, effort: Effort) 
         choice.restore(numbers)
         _, moves = improve(choice, _room_between(free, choice, base, back=False), effort)
         score = choice.score()
-        if score < to_beat(best[0]):
+        if score < (best[0][0], best[0][1] - LEAST_SAVING_USD):
             best = (score, dict(choice.numbers), moves)
     choice.restore(best[1])
     return _room_between(free, choice, base, back=False), best[2]
@@ -133,10 +133,11 @@ def allowed_offers(choice: Choice, room: Room) -> list[Candidate]:
 def improve(choice: Choice, room: Room, effort: Effort | None = None) -> tuple[Room, list[str]]:
     """Apply the best strictly better feasible move until there is none.
 
-    Better: a lower `Score`; so where the ceiling on instances binds, a larger one may take a smaller one's place. Feasible:
-    the ceilings and spot rules hold, and at least `min_instances` stay; what is then unmet spills, if that is cheaper.
-    Instances that are there may be dropped (not wanted any more) or kept in place of one another; they are exchanged for
-    launches only where the choice `replaces`, because whether to do so is decided by comparing whole plans.
+    Better: fewer requests that nothing serves, else a lower cost, spilled requests included; so where the ceiling on
+    instances binds, a larger one may take a smaller one's place. Feasible: the ceilings and spot rules hold, and at
+    least `min_instances` stay; what is then unmet spills, if that is cheaper. Only planned launches are exchanged;
+    instances that are there may be dropped (not wanted any more), because whether to replace them is decided by
+    comparing whole plans.
 
     Returns
     -------
@@ -154,11 +155,7 @@ def improve(choice: Choice, room: Room, effort: Effort | None = None) -> tuple[R
         score, move = found
         choice.set_numbers(_changes(choice, move).values())
         room = _room_after(room, move)
-        gain = f"saves ${now.cost_usd - score.cost_usd:.4f}"
-        if score.unserved < now.unserved:
-            gain = f"serves {now.unserved - score.unserved:.0f} more requests"
-        elif score.idle_spot < now.idle_spot:
-            gain = "leaves no spot instance idle"
+        gain = f"serves {now[0] - score[0]:.0f} more requests" if score[0] < now[0] else f"saves ${now[1] - score[1]:.4f}"
         moves.append(f"{move.text} {gain} over the horizon")
     return room, moves
 
@@ -185,11 +182,13 @@ class Round:
         self._room = room
         self._scorer = choice.task.scorer(choice.counted)
         self._has_spot = bool(choice.holding.spot_rps)
-        self._dearest_usd = max((c.usd_per_request for c, _ in choice.exchanged), default=0.0)
+        self._dearest_usd = max((c.usd_per_request for c, _ in choice.launched), default=0.0)
         self._unmet_from = list(accumulate(reversed(choice.left_rps), max))[::-1]
-        self._to_beat = to_beat(now)
-        # Where nothing is unserved or idle, a move wins by its cost alone, and is given up once that is certain to be higher.
-        self.limit_usd = now.cost_usd if now[:2] == (0, 0) else math.inf
+        self.now = now
+        self._scorer.score()
+        self._idle = self._scorer.idle
+        # Where nothing is unserved, a move wins by its cost alone, and is given up once that is certain to be higher.
+        self.limit_usd = now[1] if now[0] == 0 else math.inf
 
     def rate(self, move: Move) -> Score | None:
         """Return the score of a move that is feasible and better than what is chosen now."""
@@ -200,7 +199,10 @@ class Round:
             if self._choice.task.spot_refusal(after) is not None:
                 return None
         score = self._scorer.score(_changes(self._choice, move), limit_usd=self.limit_usd)
-        return score if score is not None and score < self._to_beat else None
+        if score is None or score >= (self.now[0], self.now[1] - LEAST_SAVING_USD):
+            return None
+        # Spot that never serves would only satisfy the cap per pool until it is drained again.
+        return score if not move.added or self._choice.task.spot.pools <= 1 or self._scorer.idle <= self._idle else None
 
     def _fits(self, move: Move) -> bool:
         added, removed = sum([n for _, n in move.added]), sum([n for _, n in move.removed])
@@ -217,8 +219,8 @@ class Round:
 
     def _is_promising(self, move: Move) -> bool:
         """Whether it lowers the rent, or the cost per request, or serves what is unmet; hardly anything else pays."""
-        if not move.removed:  # what serves nothing now can still be launched later, but may take over from what runs
-            return self._choice.replaces or any(self._choice.bid(c) is not None for c, _ in move.added)
+        if not move.removed:  # what serves nothing now can still be launched later
+            return any(self._choice.bid(c) is not None for c, _ in move.added)
         if not move.added or min([c.usd_per_request for c, _ in move.added]) < self._dearest_usd:
             return True
         first_ready = min([c.ready_step for c, _ in move.added])
@@ -228,11 +230,6 @@ class Round:
             return True
         kinds = {c.is_spot for c, _ in move.added}
         return len(kinds) > 1
-
-
-def to_beat(score: Score) -> Score:
-    """Return what another plan has to be below, to be better by more than rounding."""
-    return score._replace(cost_usd=score.cost_usd - LEAST_SAVING_USD)
 
 
 def _usd_per_hour(counted: Iterable[tuple[Candidate, int]]) -> float:
@@ -250,7 +247,7 @@ def _best(choice: Choice, room: Room, moves: Iterable[Move], now: Score, effort:
         score = this.rate(move)
         if score is not None and (best is None or (score, move.text) < best[:2]):
             best = (score, move.text, move)
-            this.limit_usd = score.cost_usd + LEAST_SAVING_USD if score[:2] == (0, 0) else this.limit_usd
+            this.limit_usd = score[1] + LEAST_SAVING_USD if score[0] == 0 else this.limit_usd
     return None if best is None else (best[0], best[2])
 
 

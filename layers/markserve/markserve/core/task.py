@@ -137,10 +137,10 @@ class Task:
 
     def scorer(self, chosen: Iterable[tuple[Candidate, int]]) -> Scorer:
         """Return what rates changes to `chosen`."""
-        return Scorer(self.demand_rps, self.step_s, self.spill, chosen, self.min_instances)
+        return Scorer(self.demand_rps, self.step_s, self.spill, chosen)
 
     def score(self, chosen: Iterable[tuple[Candidate, int]]) -> Score:
-        """Rate holding `chosen`."""
+        """Rate holding `chosen`: (requests that nothing serves, expected cost in USD) over the horizon; lower is better."""
         score = self.scorer(chosen).score()
         assert score is not None  # noqa: S101 - without a limit there is always one
         return score
