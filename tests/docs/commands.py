@@ -114,6 +114,7 @@ RULES = (
     nobody(r"python -m benchmarks\.pretrain_lstm", "trains what is shipped; tests/unit trains a small one"),
     nobody(r"markserve simulate --trace berkeley_1s\.csv\.gz .*", "takes a recorded trace that is not in the repository"),
     nobody(r"markserve experiments .*", "ten minutes and more of simulation; tests/simulator runs each experiment, shortened"),
+    nobody(r"markserve chaos soak --minutes 30 --rate 10", "half an hour, alone on the machine"),
     nobody(r"markserve chaos [a-z0-9-]+", "each is one of `make chaos`; three are tests in tests/system/test_chaos.py"),
     nobody(r"make demo TORCH_INDEX=\S+", "loads packages from the Internet; without it, it runs"),
     nobody(r"make demo RATE=\S+ RT_MAX=\S+ SEED=\S+", "saturates two cores, as the text says; with less, it runs"),
