@@ -335,9 +335,10 @@ def _admit_without_workers(
     return _reject(503, fleet.ready_at_s - now_s, why, deadline_at_s=deadline_at_s)
 
 
-RESERVE_COST_MAX = 0.4
-"""Share of an instance's rate that setting time aside for spilling may cost. Without the reserve whatever a burst of less than a
-second delays is late; with it, it is spilled in time. What it costs is less than this, as fleets are seldom used to the full."""
+RESERVE_COST_MAX = 0.2
+"""Share of an instance's rate that setting time aside for spilling may cost. The reserve saves what was admitted and then
+not served in time, a share of requests well below that of the objective's allowance; a fifth of the fleet is a lot to
+pay for it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
