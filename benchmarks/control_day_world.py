@@ -24,6 +24,7 @@ from markserve.adapters.memory import (
     MemoryParameterSource,
     MemorySpilloverInvoker,
     MemoryWindowStore,
+    MemoryWorkQueue,
 )
 from markserve.core.tunables import Tunables
 from markserve.core.types import CapacityType, Tier
@@ -283,6 +284,7 @@ class Day:
             instances=self.instances,
             fleet=self.cloud,
             parameters=self.parameters,
+            work_queue=lambda _: MemoryWorkQueue(now=lambda: self.now_s),
             settings=SETTINGS,
             now_s=self.now_s,
         )

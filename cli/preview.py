@@ -53,6 +53,7 @@ def preview(trigger: str, *, model: str | None, now_s: float) -> PlanRecord:
             instances=cast("InstanceRegistry", ReadOnly(wiring.instances(), REGISTRY_READS)),
             fleet=wiring.fleet(),
             parameters=wiring.parameters(),
+            work_queue=wiring.work_queue,
             settings=wiring.settings(),
             now_s=now_s,
         )

@@ -7,7 +7,7 @@ actions for its Map state. A plan that lost the race against another one has no 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,12 +22,12 @@ from markserve.core.lifecycle import Decision, Step, apply, measured_launch_over
 from markserve.core.planning import CapacityPlan, ModelDemand, Trigger, plan_capacity
 from markserve.core.quarantine import quarantine
 from markserve.core.types import Forecast, Instance, InstanceState, Offering
-from markserve.errors import StaleWrite, Transient
+from markserve.errors import MarkserveError, StaleWrite, Transient
 from markserve.history import SHAPE_STEPS, StepGrid, recorded_steps
 from markserve.messages import DecisionRecord, ForecastRecord, Message, Name, PlanRecord, from_plain, to_plain
 from markserve.plan_inputs import model_demand
 from markserve.plan_records import plan_actions, plan_record
-from markserve.ports import ControlStore, Fleet, InstanceRegistry, ModelStore, ParameterSource, WindowStore
+from markserve.ports import ControlStore, Fleet, InstanceRegistry, ModelStore, ParameterSource, WindowStore, WorkQueue
 from markserve.refusals import refusing
 from markserve.settings import Settings
 from markserve.telemetry import (
@@ -102,6 +102,7 @@ def run(
     instances: InstanceRegistry,
     fleet: Fleet,
     parameters: ParameterSource,
+    work_queue: Callable[[str], WorkQueue],
     settings: Settings,
     now_s: float,
 ) -> Planned:
@@ -136,7 +137,7 @@ def run(
     current = apply(_recorded(decisions, registered, instances, now_s), registered, now_s=now_s)
     tunables = parameters.get()
     plan = plan_capacity(
-        demands=_demands(command, models, control, windows, parameters, current, settings, now_s),
+        demands=_demands(command, models, control, windows, parameters, work_queue, current, settings, now_s),
         instances=current,
         offerings=_offerings(fleet, settings, measured_launch_overhead_s(registered, default_s=settings.launch_overhead_s)),
         tunables=tunables,
@@ -199,6 +200,7 @@ def _demands(
     control: ControlStore,
     windows: WindowStore,
     parameters: ParameterSource,
+    work_queue: Callable[[str], WorkQueue],
     current: Sequence[Instance],
     settings: Settings,
     now_s: float,
@@ -221,9 +223,19 @@ def _demands(
                 at_risk=record.model in at_risk,
                 shape=recorded.shape,
                 quarantined=stopped.reason if stopped else None,
+                stranded=0 if any(i.is_alive for i in own) else _waiting(work_queue(record.queue_url), record.model),
             )
         )
     return demands
+
+
+def _waiting(queue: WorkQueue, model: str) -> int:
+    """Count the requests that wait; none where that cannot be told: the next plan asks again."""
+    try:
+        return queue.depth()
+    except MarkserveError as error:
+        logger.warning("queue depth unknown", extra={"model": model, "reason": str(error)})
+        return 0
 
 
 def _forecast(record: ForecastRecord | None) -> Forecast | None:
@@ -311,6 +323,7 @@ def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
         instances=wiring.instances(),
         fleet=wiring.fleet(),
         parameters=wiring.parameters(),
+        work_queue=wiring.work_queue,
         settings=wiring.settings(),
         now_s=time.time(),
     )

@@ -16,6 +16,7 @@ from markserve.adapters.memory import (
     MemoryModelStore,
     MemoryParameterSource,
     MemoryWindowStore,
+    MemoryWorkQueue,
 )
 from markserve.core.tunables import Tunables
 from markserve.core.types import CapacityType, InstanceState
@@ -43,6 +44,7 @@ from tests.builders import (
     a_model_record,
     a_plan_record,
     a_profile,
+    a_request,
     an_instance,
     an_observed_instance,
     profile_records,
@@ -73,6 +75,8 @@ class World:
         self.instances = MemoryInstanceRegistry(*instances)
         self.fleet = MemoryFleet(now=lambda: NOW_S, **fleet)
         self.parameters = MemoryParameterSource(tunables)
+        self.faults: dict[str, Exception] = {}
+        self.work_queue = MemoryWorkQueue(now=lambda: NOW_S, faults=self.faults)
         for instance in instances:
             self.observe(instance_id=instance.instance_id)
 
@@ -91,6 +95,7 @@ class World:
             instances=self.instances,
             fleet=self.fleet,
             parameters=self.parameters,
+            work_queue=lambda _: self.work_queue,
             settings=settings,
             now_s=now_s,
         )
@@ -257,6 +262,49 @@ def test_plan_counts_an_unwanted_instance_and_drains_it_after_its_cycles() -> No
 
     assert (of_kind(first, DrainInstance), unwanted) == ([], {"i-1": 0, "i-2": 1})
     assert [x.instance_id for x in of_kind(second, DrainInstance)] == ["i-2"]
+
+
+# --- requests without a deadline --------------------------------------------------------------------------
+
+
+def test_instance_is_launched_for_requests_that_wait_where_the_model_has_none() -> None:
+    world = World()
+    world.work_queue.send(a_request())
+    world.work_queue.send(a_request(request_id="another"))
+
+    planned = world.plan()
+
+    assert sum(launch.count for launch in of_kind(planned, LaunchInstances)) == 1
+    assert "2 requests wait in its queue and nothing serves: at least one instance" in record_of(planned).reason
+
+
+@pytest.mark.parametrize("state", [InstanceState.REQUESTED, InstanceState.SERVING])
+def test_nothing_is_launched_for_waiting_requests_where_an_instance_serves_or_starts(state: InstanceState) -> None:
+    world = World(a_worker(1, state=state))
+    world.work_queue.send(a_request())
+
+    assert of_kind(world.plan(), LaunchInstances) == []
+
+
+def test_plan_is_made_when_the_queue_does_not_say_how_much_waits() -> None:
+    world = World()
+    world.faults["depth"] = DependencyUnavailable("queue away")
+    world.forecast(50.0)
+
+    assert [launch.count for launch in of_kind(world.plan(), LaunchInstances)] == [3]
+
+
+def test_last_worker_stays_while_requests_wait_in_its_queue() -> None:
+    busy = worker_stats(service_rate_rps=20.0, transport_s=0.01, queue_depth=3)
+    world = World(a_worker(1, stats=busy), tunables=replace(TUNABLES, scale_in_cycles=1))
+    world.forecast(0.0)
+
+    while_they_wait = of_kind(world.plan(), DrainInstance)
+    world.instances.heartbeat("i-1", at_s=NOW_S, stats=replace(busy, queue_depth=0))
+    afterwards = of_kind(world.plan(), DrainInstance)
+
+    assert while_they_wait == []
+    assert [drain.instance_id for drain in afterwards] == ["i-1"]
 
 
 # --- triggers ---------------------------------------------------------------------------------------------

@@ -107,6 +107,7 @@ def _forecast(patch: pytest.MonkeyPatch) -> Function:
 
 def _plan(patch: pytest.MonkeyPatch) -> Function:
     world = test_plan.World()
+    patch.setattr(wiring, "work_queue", lambda _: world.work_queue)
     names = ("models", "control", "windows", "instances", "fleet", "parameters")
     return Function(handler=plan.handler, stores=_wire(patch, **{name: getattr(world, name) for name in names}))
 

@@ -27,6 +27,7 @@ from markserve.adapters.memory import (
     MemoryParameterSource,
     MemorySpilloverInvoker,
     MemoryWindowStore,
+    MemoryWorkQueue,
 )
 from markserve.catalog import load_catalog
 from markserve.core.lifecycle import LEGAL_TRANSITIONS, states_before
@@ -99,6 +100,7 @@ class LifecycleMachine(RuleBasedStateMachine):
                 instances=self.instances,
                 fleet=self.fleet,
                 parameters=self.parameters,
+                work_queue=lambda _: MemoryWorkQueue(),
                 settings=SETTINGS,
                 now_s=self.now_s,
             )

@@ -42,6 +42,7 @@ def model_demand(
     at_risk: bool,
     shape: tuple[float, ...] = (),
     quarantined: str | None = None,
+    stranded: int = 0,
 ) -> ModelDemand:
     """Gather what planning needs, with the latency budget that workers and fronts will leave to a batch.
 
@@ -62,6 +63,7 @@ def model_demand(
         at_risk=at_risk,
         shape=shape,
         quarantined=quarantined,
+        stranded=stranded,
     )
 
 

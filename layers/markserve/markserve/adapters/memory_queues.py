@@ -154,6 +154,7 @@ class MemoryWorkQueue:
                 self.dead_letters.append(DeadLetter(body=encode(received.request), reason=reason))
 
     def depth(self) -> int:
+        fail_if_told(self._faults, "depth")
         with self._changed:
             self.calls += 1
             return len(self._visible())

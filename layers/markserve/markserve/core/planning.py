@@ -59,7 +59,7 @@ def plan_capacity(
        ceiling that was lowered drains at once (`over_ceiling`).
     5. What is not met is declared spill-over: by choice where Lambda is cheaper, else because of a ceiling.
 
-    Regimes: no forecast, the measured rate is held flat; nothing measured, `min_instances`; objective at risk, one
+    Regimes: no forecast, the measured rate is held flat; nothing measured, `min_instances`; stranded requests, one; objective at risk, one
     more instance unless one is coming or capacity is ample; launches disabled, the plan says what it would buy.
 
     Parameters
@@ -230,7 +230,8 @@ def _model_plan(p: Prepared, choice: Choice, drained: Collection[str], notes: Pl
     lead = choice.task.lead_step
     summary = f"{p.model}: demand {demand[0]:.1f} rps now, {demand[lead]:.1f} in {lead * choice.task.step_s:.0f} s ({p.path.reason})"
     summary += f"; capacity {capacity[0]:.1f} now, {capacity[lead]:.1f} then"
-    stopped = [text for text in (p.infeasible, p.demand.quarantined) if text]
+    stranded = f"{p.demand.stranded} requests wait in its queue and nothing serves: at least one instance" if p.demand.stranded else None
+    stopped = [text for text in (p.infeasible, p.demand.quarantined, stranded) if text]
     return ModelPlan(
         model=p.model,
         start_at_s=p.path.horizon.start_at_s,

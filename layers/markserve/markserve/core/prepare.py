@@ -46,6 +46,8 @@ class ModelDemand:
     """Whether its objective is at risk and needs one more instance."""
     quarantined: str | None = None
     """Why no instance may be launched for it now, whatever the demand; see `core.quarantine`."""
+    stranded: int = 0
+    """Requests in its queue while it has no instance at all: only an instance can answer them."""
     window_s: float = 5.0
     """Counting window whose highest rate forecasts are of."""
     shape: tuple[float, ...] = ()
@@ -228,7 +230,7 @@ def prepare(
             lead_step=lead_step,
             spill=demand.spill,
             spot=SpotRules(max_share=_spot_max_share(demand), pools=sum(o.capacity_type is CapacityType.SPOT for o in usable)),
-            min_instances=demand.tunables.min_instances,
+            min_instances=max(demand.tunables.min_instances, int(demand.stranded > 0)),
         ),
         existing=existing,
         offers=offers,

@@ -31,7 +31,8 @@ def scale_in(
 
     An instance drains once `scale_in_cycles` consecutive plans did not want it, and only while the capacity that
     serves now, without it, still meets `needed_now_rps`, and `min_instances` stay. The dearest per request goes
-    first. Urgent plans neither count nor drain: they are made because capacity is short.
+    first. Urgent plans neither count nor drain: they are made because capacity is short. The last one that serves stays while
+    requests wait in its queue: whatever the load to come, those without a deadline are answered by an instance alone.
 
     Scale to zero: where the plan wants no instance at all, the spillover function may take what is needed now, as long as it
     can and what an instance serves costs less there than the instance.
@@ -57,7 +58,7 @@ def scale_in(
         return [], unwanted
 
     serving_rps = math.fsum(capacities_rps.get(i.instance_id, 0.0) for i in present if i.state is InstanceState.SERVING)
-    remaining = len(present)
+    remaining, serving = len(present), sum(i.state is InstanceState.SERVING for i in present)
     drains: list[Drain] = []
     due = [i for i in present if unwanted[i.instance_id] >= scale_in_cycles]
     for instance in sorted(due, key=lambda i: (-_usd_per_request(i, capacities_rps), i.instance_id)):
@@ -68,10 +69,12 @@ def scale_in(
             if taken_over is None:
                 continue
             why = taken_over
-        if remaining <= min_instances:
+        serves = instance.state is InstanceState.SERVING
+        if remaining <= min_instances or (serves and serving == 1 and instance.stats.queue_depth):
             continue
         serving_rps -= lost_rps
         remaining -= 1
+        serving -= serves
         cycles = unwanted[instance.instance_id]
         reason = f"not wanted by the last {cycles} plan{'s' if cycles > 1 else ''}; {why}"
         drains.append(Drain(model=instance.model, instance_id=instance.instance_id, reason=reason))
