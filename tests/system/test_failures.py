@@ -66,6 +66,8 @@ def register_picky(system: LocalSystem) -> None:
 
 def test_input_on_which_the_model_raises_fails_alone_in_its_batch(system: LocalSystem) -> None:
     wiring.parameter_writer().put("rt-max-s", "10", model=PICKY)  # so that all of them fit into one batch
+    # Whatever earlier tests made the digits' fleet grow to, there is room for one more.
+    wiring.parameter_writer().put("max-instances", str(system.config.max_instances + 1))
     register_picky(system)
     rows: list[Array] = [np.full((1, 4), value, np.float32) for value in (1, 2, -3, 4, 5)]
     # Sent before anything serves the model, so that the worker that comes up finds them all at once.
