@@ -12,6 +12,7 @@ import sys
 from array import array
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from markserve.core.backtest import History
 from markserve.errors import InvalidRequest
@@ -39,7 +40,7 @@ class StepArchive:
     step_s: float
     cache: MutableMapping[str, bytes] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def steps_per_day(self) -> int:
         """Steps of a day."""
         return max(1, round(DAY_S / self.step_s))
@@ -47,9 +48,11 @@ class StepArchive:
     def read(self, *, first_step: int, end_step: int) -> History:
         """Rates of absolute steps `[first_step, end_step)`; None where unknown."""
         days = range(first_step // self.steps_per_day, -(-end_step // self.steps_per_day))
-        recorded = {day: self._day(day, is_over=day < days[-1]) for day in days}
-        found = [recorded[step // self.steps_per_day][step % self.steps_per_day] for step in range(first_step, end_step)]
-        return [None if math.isnan(rate) else rate for rate in found]
+        found = array("f")
+        for day in days:
+            found.extend(self._day(day, is_over=day < days[-1]))
+        start = first_step - days.start * self.steps_per_day
+        return [None if math.isnan(rate) else rate for rate in found[start : start + max(0, end_step - first_step)]]
 
     def append(self, rates_rps: Mapping[int, float | None]) -> int:
         """Record rates by absolute step; unknown ones change nothing. Return how many steps were new or changed.
