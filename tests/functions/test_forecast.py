@@ -20,6 +20,7 @@ from markserve.adapters.memory import MemoryBlobStore, MemoryControlStore, Memor
 from markserve.core.backtest import QUANTILES, History, Rates
 from markserve.core.champion import SWITCH_MARGIN
 from markserve.errors import DependencyUnavailable, InferenceFailed, InvalidRequest, Throttled
+from markserve.forecasters import calibration
 from markserve.forecasters.state import BankState
 from markserve.history import REPORT_DELAY_S, StepGrid, recorded_steps
 from markserve.messages import (
@@ -490,16 +491,24 @@ def test_shipped_lstm_competes_from_the_first_hour() -> None:
     assert any(name.startswith("lstm") for name in record.scores)
 
 
-def test_drifted_forecasts_ask_for_training_once_an_hour() -> None:
+def test_drifted_forecasts_ask_for_training_once_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "TRIED_MIN", 10.0)  # hundreds of cycles would say the same
+    monkeypatch.setattr(calibration, "CHANCE", 0.0)
     stack = Stack()
-    level = 10
-    for step in range(240):
-        level = 10 + 400 * (step % 7 == 0)  # more often than any quantile that was learned says
-        stack.record([level])
-        stack.forecast()
 
-    asked = [event for event in stack.events.events if isinstance(event, ForecastDrifted)]
-    assert len(asked) == stack.decisions().count("forecast_miscalibrated") <= 1 + 240 * 5 // 3600
+    def asked_after(cycles: int) -> int:
+        for step in range(cycles):
+            stack.record([10 + 400 * (step % 7 == 0)])  # more often than any quantile that was learned says
+            stack.forecast()
+        asked = [event for event in stack.events.events if isinstance(event, ForecastDrifted)]
+        assert len(asked) == stack.decisions().count("forecast_miscalibrated")
+        return len(asked)
+
+    assert asked_after(5) == 0
+    assert asked_after(30) == 1
+    assert asked_after(10) == 1
+    stack.now_s += 3600.0
+    assert asked_after(10) == 2
 
 
 def test_cycle_judges_by_the_quantile_that_the_last_plan_bought_for() -> None:

@@ -60,14 +60,28 @@ def test_system_serves_between_up_and_down_and_leaves_nothing_behind(tmp_path: P
         assert refused.returncode == 2
         assert "above the highest allowed value 3" in refused.stderr
 
+        eventually("there is a plan to explain", lambda: markserve(state_dir, "explain").returncode == 0)
+        assert printed(state_dir, "explain")["plan_id"].startswith("plan-")
+
+        processes = [supervisor, *supervisor.children(recursive=True)]
+    finally:
+        stopped = printed(state_dir, "down")
+    assert stopped == {"stopped": True}
+    assert [process for process in processes if process.is_running()] == []
+    assert not is_open(up["api_url"])
+    assert markserve(state_dir, "status").returncode == 3
+
+
+@pytest.mark.long
+def test_operators_tour_and_measuring_run_on_a_system_of_their_own(tmp_path: Path) -> None:
+    state_dir = tmp_path / "state"
+    try:
+        printed(state_dir, "up", "--rt-max", "2.5", "--max-instances", "2")
         profile = tmp_path / "digits.json"
         printed(state_dir, "profile", "digits", "--batch-sizes", "1,8", "--samples", "5", "--out", str(profile))
         for source in (["digits"], ["--profile", str(profile), "--rt-max", "2.5"]):
             compared = printed(state_dir, "characterize", *source)
             assert {"c5.large", "c5.xlarge", "fargate-2vCPU", "lambda-1769MB", "e2-standard-2"} <= {e["rent"]["machine"] for e in compared}
-
-        eventually("there is a plan to explain", lambda: markserve(state_dir, "explain").returncode == 0)
-        assert printed(state_dir, "explain")["plan_id"].startswith("plan-")
 
         toured = subprocess.run(  # noqa: S603  # our own script
             [TOUR],
@@ -80,11 +94,5 @@ def test_system_serves_between_up_and_down_and_leaves_nothing_behind(tmp_path: P
         assert toured.returncode == 0, toured.stderr + toured.stdout
         assert "the front's log line is not there" not in toured.stdout
         assert "planned plan_id=plan-" in toured.stdout
-
-        processes = [supervisor, *supervisor.children(recursive=True)]
     finally:
-        stopped = printed(state_dir, "down")
-    assert stopped == {"stopped": True}
-    assert [process for process in processes if process.is_running()] == []
-    assert not is_open(up["api_url"])
-    assert markserve(state_dir, "status").returncode == 3
+        printed(state_dir, "down")
