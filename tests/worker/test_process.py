@@ -150,7 +150,8 @@ def test_worker_serves_from_the_queue_and_leaves_in_order_on_a_spot_notice(stack
         for number in range(5):
             request = a_request(request_id=f"r{number}", inputs=(a_tensor("x", (number, 1.0)),), deadline_at_s=None, spill_at_s=None)
             stack.queue.send(request)
-        _eventually(lambda: all(stack.answer(f"r{number}") for number in range(5)), stack)
+            # One at a time: several answers at once go in PartiQL, which this emulator does not read (the embedded AWS does).
+            _eventually(lambda: stack.answer(request.request_id) is not None, stack)  # noqa: B023  # called at once
 
         stack.metadata.announce_interruption(time.time() + NOTICE_RESERVE_S)
 
