@@ -6,8 +6,10 @@ import csv
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -39,6 +41,12 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     summaries = [json.loads((folder / "run" / name / "summary.json").read_text()) for name in NAMES]
     (folder / "run/comparison.json").write_text(json.dumps(summaries))
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def written(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+    """Its report, with pictures."""
+    return write_report([recorded], out=tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture
@@ -100,8 +108,7 @@ def latencies(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return arrival_s, np.array(table["finished_at_s"].to_numpy(), dtype=float) - arrival_s
 
 
-def test_figures_on_the_page_are_those_of_the_files(recorded: Path, tmp_path: Path) -> None:
-    written = write_report([recorded], out=tmp_path, png=False)
+def test_figures_on_the_page_are_those_of_the_files(recorded: Path, written: Mapping[str, Any]) -> None:
     page = Page(Path(written["page"]).read_text())
 
     assert page.rows[0][1:] == list(NAMES)
@@ -118,8 +125,8 @@ def test_figures_on_the_page_are_those_of_the_files(recorded: Path, tmp_path: Pa
     assert "agree with the summaries" in page.text
 
 
-def test_page_stands_alone(recorded: Path, tmp_path: Path) -> None:
-    text = Path(write_report([recorded], out=tmp_path / "a.html", png=False)["page"]).read_text()
+def test_page_stands_alone(written: Mapping[str, Any]) -> None:
+    text = Path(written["page"]).read_text()
     page = Page(text)
 
     assert not re.search(r"https?://|//\w+\.\w|@import|url\((?!#)", text)
@@ -133,9 +140,7 @@ def test_page_stands_alone(recorded: Path, tmp_path: Path) -> None:
     assert len(text) < 2_000_000
 
 
-def test_pictures_are_valid_and_show_something(recorded: Path, tmp_path: Path) -> None:
-    written = write_report([recorded], out=tmp_path)
-
+def test_pictures_are_valid_and_show_something(written: Mapping[str, Any]) -> None:
     assert set(written["png"]) >= {"load", "cost", "cost-over-time", "latency", "attainment", "latency-over-time"}
     for path in written["png"].values():
         with Image.open(path) as picture:
@@ -211,11 +216,11 @@ def test_without_requests_the_rest_is_reported(run: Path, tmp_path: Path) -> Non
     for name in NAMES:
         (run / name / "requests.parquet").unlink()
 
-    written = write_report([run], out=tmp_path / "out")
-    page = Page(Path(written["page"]).read_text())
+    made = write_report([run], out=tmp_path / "out")
+    page = Page(Path(made["page"]).read_text())
 
-    assert {"load", "cost"} <= set(written["png"])
-    assert "latency" not in written["png"]
+    assert {"load", "cost"} <= set(made["png"])
+    assert "latency" not in made["png"]
     assert "requests were not recorded: mark, static" in page.text
 
 
