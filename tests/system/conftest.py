@@ -18,12 +18,8 @@ from tests.system.live import CLIENTS, eventually, serving
 WORKER_TIMEOUT_S = 120.0
 
 
-ENDS_THE_SHARED_SYSTEM = ("test_least_privilege.py", "test_destroy.py")
-"""The last to use it, in this order: the first turns launches off, the second destroys the stack."""
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what starts a system of its own before the shared one starts: two at once would share the cores."""
+    """Run what starts a system of its own before the shared one starts, since two would share the cores; and what destroys that one last."""
     here = [index for index, item in enumerate(items) if Path(__file__).parent in item.path.parents]
     ordered = sorted((items[index] for index in here), key=_turn)
     for index, item in zip(here, ordered, strict=True):
@@ -31,9 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _turn(item: pytest.Item) -> int:
-    if item.path.name in ENDS_THE_SHARED_SYSTEM:
-        return 2 + ENDS_THE_SHARED_SYSTEM.index(item.path.name)
-    return "running" in getattr(item, "fixturenames", ())
+    if item.path.name == "test_destroy.py":
+        return 2
+    return int("running" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="package")
@@ -49,7 +45,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSystem]:
         warm_api_environments=CLIENTS,
         # Spot, so that there is something to interrupt; slow to scale in, so that only what a test does ends a worker.
         parameters={"min-instances": "1", "spot-max-share": "1", "scale-in-cycles": "60"},
-        enforce_iam=True,  # every process under its role of the template, whatever is tested
+        # All of it under the template's roles; the default run, which has to be quick, has tests of its own for them.
+        enforce_iam=bool(os.environ.get("MARKSERVE_TEST_ENFORCE_IAM")),
     )
     environment = dict(os.environ)
     own = psutil.Process()

@@ -15,8 +15,7 @@ pytestmark = pytest.mark.system
 
 def test_destroy_ends_instances_queues_objects_parameters_and_the_stack(running: LocalSystem, _fake_environment: None) -> None:
     running.reconnect()
-    for name, text in (("headroom", "1.1"), ("min-instances", "1"), ("launches-enabled", "true"), ("max-instances", "4")):
-        wiring.parameter_writer().put(name, text, model="digits" if name == "headroom" else None)
+    wiring.parameter_writer().put("headroom", "1.1", model="digits")
     eventually("a worker serves", serving, within_s=120.0)
 
     before = take_inventory("markserve")

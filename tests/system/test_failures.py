@@ -70,8 +70,9 @@ def test_input_on_which_the_model_raises_fails_alone_in_its_batch(system: LocalS
     wiring.parameter_writer().put("max-instances", str(system.config.max_instances + 1))
     register_picky(system)
     rows: list[Array] = [np.full((1, 4), value, np.float32) for value in (1, 2, -3, 4, 5)]
-    # Sent before anything serves the model, so that the worker that comes up finds them all at once.
-    accepted = [infer(system, row, {"Prefer": "respond-async"}, model=PICKY) for row in rows]
+    # Sent at once, before anything serves the model, so that the worker that comes up finds them all.
+    with ThreadPoolExecutor(max_workers=len(rows)) as clients:
+        accepted = list(clients.map(lambda row: infer(system, row, {"Prefer": "respond-async"}, model=PICKY), rows))
     assert [reply.status for reply in accepted] == [202] * len(rows)
 
     def answered() -> list[Reply] | None:

@@ -7,7 +7,9 @@ policy simulator instead of by doing them.
 from __future__ import annotations
 
 import json
+import os
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import boto3
@@ -17,17 +19,46 @@ import pytest
 from cli.console import Problem
 from cli.measuring import measure_on
 from local.allowed_actions import allowed_actions, table_of
+from local.connection import connect
 from local.deployer import REPOSITORY, load_template
-from local.system import LocalSystem
+from local.system import LocalSystem, SystemConfig
 from markserve import wiring
 from markserve.core.types import Instance, InstanceState
-from tests.system.live import call, eventually, expected_logits, infer, infer_all, serving
+from tests.system.live import CLIENTS, call, eventually, expected_logits, infer, infer_all, serving
 
 pytestmark = pytest.mark.system
 
 TEMPLATE = load_template(REPOSITORY / "template.yaml")
 ALLOWED = allowed_actions(TEMPLATE)
 ALLOWED.pop("AuthorizerRole")  # there only with ApiAuth=api-key
+
+
+@pytest.fixture(scope="module")
+def enforced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSystem]:
+    config = SystemConfig(
+        work_dir=tmp_path_factory.mktemp("enforced"),
+        rt_max_s=2.5,
+        max_instances=4,
+        cycle_s=3.0,
+        window_s=1.5,
+        launch_delay_s=0.5,
+        warm_api_environments=CLIENTS,
+        parameters={"min-instances": "1", "spot-max-share": "0", "scale-in-cycles": "60"},
+        enforce_iam=True,
+    )
+    environment = dict(os.environ)
+    try:
+        with LocalSystem(config=config, note=print) as system:
+            yield system
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+@pytest.fixture
+def system(enforced: LocalSystem, _fake_environment: None) -> LocalSystem:
+    connect(enforced.deployment.settings_env())
+    return enforced
 
 
 def without(iam: Any, role: str, action: str) -> dict[str, Any]:
