@@ -19,7 +19,7 @@ WORKER_TIMEOUT_S = 120.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what starts a system of its own before the shared one starts, since two would share the cores; and what destroys that one last."""
+    """Run what starts a system of its own before the shared one starts, as two would share the cores; what destroys that one runs last."""
     here = [index for index, item in enumerate(items) if Path(__file__).parent in item.path.parents]
     ordered = sorted((items[index] for index in here), key=_turn)
     for index, item in zip(here, ordered, strict=True):

@@ -13,7 +13,7 @@ from tests.system.live import eventually, serving
 pytestmark = pytest.mark.system
 
 
-def test_destroy_ends_instances_queues_objects_parameters_and_the_stack(running: LocalSystem, _fake_environment: None) -> None:
+def test_destroy_ends_instances_queues_objects_parameters_and_the_stack(running: LocalSystem) -> None:
     running.reconnect()
     wiring.parameter_writer().put("headroom", "1.1", model="digits")
     eventually("a worker serves", serving, within_s=120.0)
