@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 
+from markserve.adapters.memory import MemoryInstanceRegistry, MemoryModelStore
 from markserve.core.admitted_share import AdmittedShare
 from markserve.core.spillover import (
     QUEUE_LIMIT,
@@ -11,10 +12,13 @@ from markserve.core.spillover import (
     admit,
     fleet_view,
     poll_delays_s,
+    spill_reserve,
     warm_environments,
 )
+from markserve.core.tunables import Tunables
 from markserve.core.types import InstanceState
-from tests.builders import NOW_S, an_instance, an_offering, an_slo, worker_stats
+from markserve.front_view import FrontView
+from tests.builders import NOW_S, a_model_record, a_profile, an_instance, an_offering, an_slo, profile_records, worker_stats
 
 
 def a_fleet(**overrides: Any) -> FleetView:
@@ -257,3 +261,26 @@ def test_environments_are_kept_warm_as_littles_law_needs(rate: float, latency_s:
 def test_warm_up_refuses_when_the_rate_is_negative() -> None:
     with pytest.raises(ValueError, match="spill_rate_rps"):
         warm_environments(spill_rate_rps=-1.0, spill_latency_s=0.1, limit=1)
+
+
+# --- the reserve --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cost_max", "kept_s"), [(0.4, 0.12), (0.2, 0.0)])
+def test_reserve_is_kept_where_it_costs_no_more_than_is_allowed(cost_max: float, kept_s: float) -> None:
+    profile = a_profile({1: 0.02, 4: 0.025, 16: 0.045, 32: 0.07})
+
+    reserve = spill_reserve([profile], budget_s=0.2, reserve_s=0.12, max_batch_size=32, cost_max=cost_max)
+
+    assert reserve.reserve_s == kept_s
+    assert "% of the rate on a typical type" in reserve.reason
+
+
+def test_front_decides_anew_when_the_operator_changes_what_a_reserve_may_cost() -> None:
+    record = a_model_record(max_batch_size=32, profiles={"c5.large": profile_records(a_profile({1: 0.02, 4: 0.025, 16: 0.045, 32: 0.07}))})
+    models, instances = MemoryModelStore(record), MemoryInstanceRegistry()
+    view = FrontView(models=models, instances=instances, heartbeat_timeout_s=15.0, reads_summaries=False, now_s=lambda: NOW_S)
+
+    kept = [view.keeps_reserve(record, Tunables(rt_max_s=0.25, spill_reserve_cost_max=share)) for share in (1.0, 0.0, 1.0)]
+
+    assert kept == [True, False, True]

@@ -157,7 +157,7 @@ class FrontView:
 
     def keeps_reserve(self, record: ModelRecord, tunables: Tunables) -> bool:
         """Whether this model's workers leave time for spilling; worked out once per version and objective."""
-        key = (record.model, record.version, tunables.rt_max_s, tunables.spillover_max_concurrency > 0)
+        key = (record.model, record.version, tunables.rt_max_s, tunables.spillover_max_concurrency > 0, tunables.spill_reserve_cost_max)
         if key not in self._keeps_reserve:
             self._keeps_reserve[key] = model_spill_reserve(record, tunables).reserve_s > 0
         return self._keeps_reserve[key]

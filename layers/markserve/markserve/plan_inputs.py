@@ -80,6 +80,7 @@ def model_spill_reserve(record: ModelRecord, tunables: Tunables) -> SpillReserve
         budget_s=tunables.rt_max_s * (1 - MARGIN_SHARE) - TRANSPORT_PRIOR_S - REPLY_OVERHEAD_S,
         reserve_s=_spill_latency_s(on_lambda, profiles) + max(SPILL_MARGIN_MIN_S, SPILL_MARGIN_SHARE * tunables.rt_max_s),
         max_batch_size=record.max_batch_size,
+        cost_max=tunables.spill_reserve_cost_max,
     )
 
 

@@ -335,12 +335,6 @@ def _admit_without_workers(
     return _reject(503, fleet.ready_at_s - now_s, why, deadline_at_s=deadline_at_s)
 
 
-RESERVE_COST_MAX = 0.2
-"""Share of an instance's rate that setting time aside for spilling may cost. The reserve saves what was admitted and then
-not served in time, a share of requests well below that of the objective's allowance; a fifth of the fleet is a lot to
-pay for it."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpillReserve:
     """Time that workers leave to the spillover function."""
@@ -350,11 +344,13 @@ class SpillReserve:
     reason: str
 
 
-def spill_reserve(profiles: Iterable[BatchProfile], *, budget_s: float, reserve_s: float, max_batch_size: int) -> SpillReserve:
+def spill_reserve(
+    profiles: Iterable[BatchProfile], *, budget_s: float, reserve_s: float, max_batch_size: int, cost_max: float
+) -> SpillReserve:
     """Decide whether to set time aside for spilling what was admitted and then not served.
 
     The reserve comes out of what a batch may take, so instances serve less. It is kept if at least half of the usable types
-    lose at most `RESERVE_COST_MAX` of their rate by it.
+    lose at most `cost_max` of their rate by it.
 
     Parameters
     ----------
@@ -362,21 +358,23 @@ def spill_reserve(profiles: Iterable[BatchProfile], *, budget_s: float, reserve_
         What the objective leaves to waiting and computing without a reserve.
     reserve_s
         p99 of an invocation, and margin.
+    cost_max
+        Share of an instance's rate that it may cost.
 
     Examples
     --------
     >>> from markserve.core.types import ProfilePoint
     >>> point = ProfilePoint(batch_size=1, p50_s=0.02, p98_s=0.02, p99_s=0.02, samples=100)
     >>> profile = BatchProfile(instance_type="c5.large", points=(point,))
-    >>> spill_reserve([profile], budget_s=0.26, reserve_s=0.13, max_batch_size=1).reserve_s
+    >>> spill_reserve([profile], budget_s=0.26, reserve_s=0.13, max_batch_size=1, cost_max=0.4).reserve_s
     0.13
-    >>> spill_reserve([profile], budget_s=0.16, reserve_s=0.13, max_batch_size=1).reason
+    >>> spill_reserve([profile], budget_s=0.16, reserve_s=0.13, max_batch_size=1, cost_max=0.4).reason
     'no time is set aside for spilling: 0.130 s of 0.160 s would cost 100% of the rate on a typical type'
     """
     losses = [_rate_lost(profile, budget_s, reserve_s, max_batch_size) for profile in profiles]
     usable = sorted(loss for loss in losses if loss is not None)
     typical = usable[(len(usable) - 1) // 2] if usable else 1.0
-    keeps = typical <= RESERVE_COST_MAX
+    keeps = typical <= cost_max
     verb = "would cost" if not keeps else "costs"
     head = f"{reserve_s:.3f} s are" if keeps else "no time is"
     return SpillReserve(

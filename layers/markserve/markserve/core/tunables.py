@@ -44,6 +44,9 @@ class Tunables:
     min_instances: int = _tunable(0, low=0, high=100, doc="Instances kept per model even when idle.")
     warm_environments_max: int = _tunable(10, low=0, high=1000, doc="Most spillover environments kept warm per model.")
     spillover_max_concurrency: int = _tunable(100, low=0, high=10_000, doc="Spillover invocations allowed at once; 0 turns spill-over off.")
+    spill_reserve_cost_max: float = _tunable(
+        0.4, low=0.0, high=1.0, doc="Share of a worker's rate given up, at most, to leave time for spilling what it has not answered."
+    )
     canary_rollback_enabled: bool = _tunable(
         True, doc="Whether a canary that does worse than the live version loses its traffic by itself."
     )
