@@ -49,8 +49,8 @@ COLD_STARTS_BEARABLE = 8
 WARM_UP_HOLD_S = 2.0
 """Long enough that no environment is free again before the last one was asked for."""
 LOCAL_PARAMETERS = {"spill-reserve-cost-max": "0.2"}
-"""Where this machine differs from AWS. A reserve's cost is reckoned with AWS's transport of 20 ms; here it takes longer, and a reserve that is
-reckoned at two fifths of a worker's rate takes more than half of it, which this machine's Lambda cannot take over."""
+"""Where this machine differs from AWS. A reserve's cost is reckoned with AWS's transport of 20 ms; here it takes longer, and a
+reserve that is reckoned at two fifths of a worker's rate takes more than half of it, which this machine's Lambda cannot take over."""
 HELD_OUT_FILE = "held_out.npz"
 """The digits that the model has not seen, for load generators in other processes."""
 SAMPLE_REQUEST_FILE = "digit.json"
