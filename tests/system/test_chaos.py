@@ -29,7 +29,8 @@ def test_subset_is_not_empty() -> None:
     assert len(SHORT) >= 3
 
 
-@pytest.mark.parametrize("name", [SHORT[0], *(pytest.param(name, marks=pytest.mark.long) for name in SHORT[1:])])
+@pytest.mark.long
+@pytest.mark.parametrize("name", SHORT)
 def test_nothing_is_lost_doubled_or_wrong_under(name: str, system: LocalSystem, runner: Runner) -> None:
     # A machine that does something else is late without any fault: floors are for `make chaos` to judge.
     outcome = runner.play(replace(load_scenarios()[name], floor=None))
