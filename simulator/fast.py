@@ -105,6 +105,7 @@ class FastEngine:
             terms.spill_margin_s,
             terms.spill_available,
             terms.keeps_reserve,
+            terms.sees_queue,
             terms.worker_margin_s,
             lots,
             views.admitted.share,
@@ -157,6 +158,7 @@ def _admitted_until_s(  # type: ignore[no-untyped-def]
     spill_margin_s,
     spill_available,
     keeps_reserve,
+    sees_queue,
 ):
     """`admit`: the instant by which a worker must have answered; -1 spills at once, -2 rejects."""
     deadline_s = arrival_s + rt_max_s
@@ -178,7 +180,8 @@ def _admitted_until_s(  # type: ignore[no-untyped-def]
     if spills_late:
         free_in_s = max(0.0, free_in_s - max(0.0, now_s - viewed_at_s))
     wait_s = max(0.0, free_in_s) + compute_s
-    probe_s = compute_s + free_in_s if spills_late else compute_s
+    # MArk's one proxy sends on what finds less than a batch ahead of it.
+    probe_s = compute_s + free_in_s if spills_late and not sees_queue else compute_s
     if now_s + wait_s - answer_by_s <= 0 or (free_in_s <= latency_s and now_s + probe_s <= answer_by_s):
         return answer_by_s
     return refusal
@@ -223,6 +226,7 @@ def _advance(  # type: ignore[no-untyped-def]  # noqa: C901  # one loop over eve
     spill_margin_s,
     spill_available,
     keeps_reserve,
+    sees_queue,
     margin_s,
     lots,
     admitted_share,
@@ -268,6 +272,7 @@ def _advance(  # type: ignore[no-untyped-def]  # noqa: C901  # one loop over eve
                 spill_margin_s,
                 spill_available,
                 keeps_reserve,
+                sees_queue,
             )
             if by_s >= 0:
                 last_answer_by_s = max(by_s, last_answer_by_s)

@@ -40,6 +40,7 @@ from simulator.fast import FastEngine
 from simulator.fleet import SimulatedFleet, is_standby
 from simulator.incidents import Incident, Incidents
 from simulator.output import AuditFiles
+from simulator.paper import PaperPolicy
 from simulator.policies import Decision, Policy, View
 from simulator.reference import ReferenceEngine
 from simulator.sagemaker import SageMakerEngine, SageMakerPolicy
@@ -73,7 +74,7 @@ class Run:
         self._scenario, self._policy, self._files = scenario, policy, files
         limits = policy.limits()
         profile = scenario.profile
-        self._terms = scenario.terms()
+        self._terms = scenario.terms(one_proxy=isinstance(policy, PaperPolicy))
         self._is_endpoint = isinstance(policy, SageMakerPolicy)
         self._kinds: list[Kind] = [make_kind(profile.profile(name), limits[name]) for name in sorted(limits)]
         self._engine: Engine = SageMakerEngine(self._kinds) if self._is_endpoint else engine(self._kinds, self._terms)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -43,6 +43,9 @@ from simulator.service import ProfileFile
 from simulator.state import Terms
 from simulator.summary import Summary
 from simulator.traces import Trace
+
+ONE_PROXY_RESERVE_COST_MAX = 0.2
+"""Share of the rate; a larger reserve would leave batches that were chosen without it no time to finish."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,8 +103,18 @@ class Scenario:
             lambda_concurrency=self.lambda_concurrency,
         )
 
-    def terms(self) -> Terms:
-        """Terms of service, with the product's own assumptions."""
+    def terms(self, *, one_proxy: bool = False) -> Terms:
+        """Terms of service, with the product's own assumptions.
+
+        Parameters
+        ----------
+        one_proxy
+            Serve as MArk's prototype does: one proxy, which sees its own queue, and chooses batches without a reserve for spilling.
+            One that costs up to a fifth of the rate is kept all the same: it does the paper's policy good.
+        """
+        tunables = self.tunables()
+        if one_proxy:
+            tunables = replace(tunables, spill_reserve_cost_max=ONE_PROXY_RESERVE_COST_MAX)
         rt_max_s = self.slo.latency_s
         on_lambda_s = self.profile.profile(LAMBDA).points[0].p99_s if self.profile.can_spill else 0.0
         return Terms(
@@ -112,7 +125,8 @@ class Scenario:
             spill_margin_s=max(SPILL_MARGIN_MIN_S, SPILL_MARGIN_SHARE * rt_max_s),
             spill_available=self.profile.can_spill,
             worker_margin_s=MARGIN_SHARE * rt_max_s,
-            keeps_reserve=model_spill_reserve(self.profile.record(), self.tunables()).reserve_s > 0,
+            keeps_reserve=model_spill_reserve(self.profile.record(), tunables).reserve_s > 0,
+            sees_queue=one_proxy,
         )
 
 

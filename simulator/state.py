@@ -46,6 +46,8 @@ class Terms:
     spill_available: bool
     worker_margin_s: float
     keeps_reserve: bool = True
+    sees_queue: bool = False
+    """Whether the front sees the queue as it is also where no reserve is kept."""
 
 
 @dataclass(slots=True)

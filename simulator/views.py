@@ -1,7 +1,8 @@
 """What fronts know of the queue, and when: both engines admit by it.
 
 Where no time is set aside for spilling, whether a request is late is decided by whether it is admitted. There the simulator's
-fronts see the queue as real ones do, by heartbeats: as it was at the last full second. Elsewhere they see it as it is.
+fronts see the queue as real ones do, by heartbeats: as it was at the last full second. Elsewhere they see it as it is, as does
+MArk's one proxy.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Views:
 
     def __init__(self, kinds: Sequence[Kind], terms: Terms) -> None:
         self._kinds, self._terms = kinds, terms
-        self._is_delayed = terms.spill_available and not terms.keeps_reserve
+        self._is_delayed = terms.spill_available and not terms.keeps_reserve and not terms.sees_queue
         self.admitted = AdmittedShare()
         self.seen: Seen | None = None
         """None where fronts see the queue as it is."""

@@ -79,6 +79,7 @@ def assert_equal(one: tuple[Requests, list[Batches]], other: tuple[Requests, lis
     spill_available=st.booleans(),
     reserve_s=st.sampled_from([0.05, 0.1, 0.3]),
     keeps_reserve=st.booleans(),
+    sees_queue=st.booleans(),
 )
 def test_fast_engine_equals_the_plain_one(
     seed: int,
@@ -88,6 +89,7 @@ def test_fast_engine_equals_the_plain_one(
     spill_available: bool,
     reserve_s: float,
     keeps_reserve: bool,
+    sees_queue: bool,
 ) -> None:
     rng = np.random.default_rng(seed)
     kinds = profiled_kinds()
@@ -96,7 +98,7 @@ def test_fast_engine_equals_the_plain_one(
     arrivals = Requests.arriving(arrivals_s, *luck, reply_s=0.002 + 0.04 * rng.random(arrivals_s.size), spill_overhead_s=luck[0])
     added = [(number, kind, max(0.0, serving_s - 6.0)) for number, (kind, serving_s) in enumerate(fleet)]
     workers = Workers.none().replaced(np.empty(0, np.bool_), added, kinds)
-    term = terms(spill_available=spill_available, spill_latency_s=reserve_s, keeps_reserve=keeps_reserve)
+    term = terms(spill_available=spill_available, spill_latency_s=reserve_s, keeps_reserve=keeps_reserve, sees_queue=sees_queue)
 
     plain = run(ReferenceEngine, kinds, term, arrivals, workers, believed_share * rate_rps, 3)
     fast = run(FastEngine, kinds, term, arrivals, workers, believed_share * rate_rps, 3)

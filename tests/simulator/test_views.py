@@ -52,6 +52,7 @@ def test_overloaded_fleet_is_used_and_what_it_cannot_serve_is_spilled_in_time() 
     [
         ({"keeps_reserve": False}, [(0.5, 1.5), (1.5, 2.25)]),
         ({"keeps_reserve": True}, [(0.5, 2.25)]),
+        ({"keeps_reserve": False, "sees_queue": True}, [(0.5, 2.25)]),
         ({"keeps_reserve": False, "spill_available": False}, [(0.5, 2.25)]),
     ],
 )
