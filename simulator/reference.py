@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from markserve.core.batching import BatchAccumulator
-from markserve.core.spillover import QUEUE_LIMIT, AdmissionAction, FleetView, admit
+from markserve.core.spillover import AdmissionAction, FleetView, admit
 from simulator.service import Kind
 from simulator.state import COMING, SETTLED, WAITING, Batches, Requests, Terms, Workers
 from simulator.views import Views, fleet_at
@@ -79,6 +79,9 @@ class _Window:
 
     def _admit(self, index: int, now_s: float) -> None:
         terms, requests, fleet = self._terms, self._requests, self._fleet_view(now_s)
+        if terms.sees_queue and fleet.free_in_s(now_s) <= fleet.batch_latency_s:
+            # MArk's one proxy sends on what finds less than a batch ahead of it, as if nothing were.
+            fleet = replace(fleet, queue_depth=0, in_flight=0)
         decision = admit(
             fleet=fleet,
             slo=terms.slo,
@@ -92,9 +95,8 @@ class _Window:
             admitted=self._views.admitted,
             lot=float(self._lots[index]),
         )
-        if decision.action is AdmissionAction.ENQUEUE or self._is_sent_on(fleet, float(requests.arrival_s[index]), now_s):
-            is_late = decision.action is not AdmissionAction.ENQUEUE or decision.spill_at_s is None
-            answer_by_s = decision.deadline_at_s if is_late else decision.spill_at_s
+        if decision.action is AdmissionAction.ENQUEUE:
+            answer_by_s = decision.spill_at_s if decision.spill_at_s is not None else decision.deadline_at_s
             assert answer_by_s is not None  # noqa: S101  # no request here is asynchronous
             self.last_answer_by_s = max(answer_by_s, self.last_answer_by_s)
             requests.answer_by_s[index] = self.last_answer_by_s
@@ -105,15 +107,6 @@ class _Window:
         requests.state[index] = SETTLED
         if decision.action is AdmissionAction.SPILL:
             requests.spill_at_s[index] = now_s
-
-    def _is_sent_on(self, fleet: FleetView, arrival_at_s: float, now_s: float) -> bool:
-        """Whether MArk's one proxy passes a request to the workers though it predicts it late: less than a batch is ahead of it."""
-        terms = self._terms
-        compute_s = fleet.batch_latency_s + terms.reply_overhead_s
-        spills_late = not terms.keeps_reserve or terms.slo.latency_s - terms.spill_latency_s - terms.spill_margin_s < compute_s
-        if not (terms.sees_queue and terms.spill_available and spills_late and fleet.serving_instances) or fleet.backlog >= QUEUE_LIMIT:
-            return False
-        return fleet.free_in_s(now_s) <= fleet.batch_latency_s and now_s + compute_s <= arrival_at_s + terms.slo.latency_s
 
     def _fleet_view(self, now_s: float) -> FleetView:
         fleet, seen = fleet_at(self._workers, self._kinds, now_s, queued=len(self._queue)), self._views.seen

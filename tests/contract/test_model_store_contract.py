@@ -73,6 +73,7 @@ def test_model_store_forgets_every_version_when_a_model_is_deleted(store: ModelS
     store.delete("never-there")
 
     assert store.versions("digits") == []
+    assert store.removed("digits") == ["1", "2"]
     assert [record.model for record in store.list()] == ["other"]
     with pytest.raises(UnknownModel):
         store.get("digits", "1")
@@ -145,6 +146,8 @@ def test_version_is_removed_unless_it_gets_traffic(store: ModelStore) -> None:
     store.delete_version("digits", "never-there")
 
     assert sorted(store.versions("digits")) == ["2", "3"]
+    assert store.removed("digits") == ["1"]
+    assert store.removed("other") == []
     assert store.traffic("digits") == Traffic(model="digits", live="2", canary="3", canary_weight=0.5, number=1)
 
 

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.system
 
 def test_destroy_ends_instances_queues_objects_parameters_and_the_stack(running: LocalSystem) -> None:
     running.reconnect()
+    others = take_inventory("markserve").parameters  # what other tests have set
     wiring.parameter_writer().put("headroom", "1.1", model="digits")
     eventually("a worker serves", serving, within_s=120.0)
 
@@ -23,7 +24,7 @@ def test_destroy_ends_instances_queues_objects_parameters_and_the_stack(running:
     assert before.instances
     assert before.work_queues
     assert before.objects
-    assert "/markserve/models/digits/headroom" in before.parameters
+    assert set(before.parameters) == {*others, "/markserve/models/digits/headroom"}
     steps: list[str] = []
     left = tear_down("markserve", steps.append)
 

@@ -64,9 +64,9 @@ def register_picky(system: LocalSystem) -> None:
         store_profile(wiring.models(), model=PICKY, instance_type=instance_type, points=points)
 
 
-def test_input_on_which_the_model_raises_fails_alone(system: LocalSystem) -> None:
-    """Its company in the batch is tested on the worker; here the model has no instance until requests wait for one."""
-    wiring.parameter_writer().put("rt-max-s", "10", model=PICKY)
+def test_input_on_which_the_model_raises_fails_alone_in_its_batch(system: LocalSystem) -> None:
+    wiring.parameter_writer().put("rt-max-s", "10", model=PICKY)  # so that all of them fit into one batch
+    # No instance until a request waits for one, and then a boot: the worker that comes up finds them all.
     wiring.parameter_writer().put("min-instances", "0", model=PICKY)
     # Whatever earlier tests made the digits' fleet grow to, there is room for one more.
     wiring.parameter_writer().put("max-instances", str(system.config.max_instances + 1))
@@ -84,10 +84,11 @@ def test_input_on_which_the_model_raises_fails_alone(system: LocalSystem) -> Non
 
     assert [reply.status for reply in replies] == [200, 200, 500, 200, 200]
     assert "a row begins with a negative number" in replies[2].body["error"]
+    assert all(int(reply.headers["x-markserve-batch-size"]) == len(rows) for reply in replies)
     for row, reply in zip(rows, replies, strict=True):
         if reply.status == 200:
             np.testing.assert_array_equal(reply.logits(), 2 * row)
-    eventually("the worker reports the failure", lambda: sum(i.stats.failed for i in serving(PICKY)) == 1)
+    eventually("the worker reports the failure", lambda: [i.stats.failed for i in serving(PICKY)] == [1])
     assert messages_in(wiring.settings().dead_letter_queue_url) == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -106,6 +107,17 @@ def test_version_is_refused_when_it_exists_with_another_artefact() -> None:
 
     with pytest.raises(InvalidRequest, match="version: prod of model 'digits' is registered with another artefact"):
         registrar.register(version="prod", artefact=b"another")
+
+
+@pytest.mark.parametrize("remove", [lambda models: models.delete_version("digits", "2"), lambda models: models.delete("digits")])
+def test_name_of_a_removed_version_is_not_given_again(remove: Callable[[MemoryModelStore], None]) -> None:
+    registrar = Registrar(a_model_record())
+    registrar.register(artefact=b"a worse model", hold=True)
+    remove(registrar.models)
+
+    assert registrar.register(artefact=b"a better model").version == "3"
+    with pytest.raises(InvalidRequest, match="version: 2 of model 'digits' was removed; choose a new one"):
+        registrar.register(version="2", artefact=b"another")
 
 
 @pytest.mark.parametrize(

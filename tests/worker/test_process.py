@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def _artefact() -> bytes:
     return buffer.getvalue()
 
 
-def _eventually(condition: Callable[[], bool], stack: Stack) -> None:
+def _eventually(condition: Callable[[], object], stack: Stack) -> None:
     give_up_at_s = time.monotonic() + PATIENCE_S
     while not condition():
         if time.monotonic() > give_up_at_s:
@@ -151,7 +152,7 @@ def test_worker_serves_from_the_queue_and_leaves_in_order_on_a_spot_notice(stack
             request = a_request(request_id=f"r{number}", inputs=(a_tensor("x", (number, 1.0)),), deadline_at_s=None, spill_at_s=None)
             stack.queue.send(request)
             # One at a time: several answers at once go in PartiQL, which this emulator does not read (the embedded AWS does).
-            _eventually(lambda: stack.answer(request.request_id) is not None, stack)  # noqa: B023  # called at once
+            _eventually(partial(stack.answer, request.request_id), stack)
 
         stack.metadata.announce_interruption(time.time() + NOTICE_RESERVE_S)
 

@@ -42,6 +42,9 @@ class ModelStore(Protocol):
     def versions(self, model: str) -> list[str]:
         """Versions of a model, oldest first; empty when unknown."""
 
+    def removed(self, model: str) -> list[str]:
+        """Names of the versions that were removed, whatever has become of the model, sorted."""
+
     def list(self) -> list[ModelRecord]:
         """Return the live version of every model, by name."""
 

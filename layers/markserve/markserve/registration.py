@@ -77,6 +77,9 @@ def register_model(
     version = spec.version or _next_version(models, spec.model, previous, digest)
     if version in models.versions(spec.model) and models.get(spec.model, version).artefact_sha256 != digest:
         raise InvalidRequest(f"{version} of model '{spec.model}' is registered with another artefact; choose a new one", field="version")
+    if version in models.removed(spec.model):
+        # A name means one artefact for good: environments that have it loaded go by the name.
+        raise InvalidRequest(f"{version} of model '{spec.model}' was removed; choose a new one", field="version")
     record = ModelRecord(
         model=spec.model,
         version=version,
@@ -154,7 +157,8 @@ def _live(models: ModelStore, model: str) -> ModelRecord | None:
 def _next_version(models: ModelStore, model: str, live: ModelRecord | None, digest: str) -> str:
     if live is not None and live.artefact_sha256 == digest:
         return live.version
-    return str(1 + max((int(version) for version in models.versions(model) if version.isdecimal()), default=0))
+    given = [*models.versions(model), *models.removed(model)]
+    return str(1 + max((int(version) for version in given if version.isdecimal()), default=0))
 
 
 def _try_out(runner: ModelRunner, record: ModelRecord) -> None:

@@ -2,7 +2,7 @@
 
 Keys: `model#<name>` / `LIVE` and `v#<version>`; the partition `models` holds a copy of every live record, so that
 listing is one Query and fronts that read one model do not share an item. `LIVE` is a copy of the live record with who
-else gets traffic beside it: they change together, or not at all.
+else gets traffic beside it: they change together, or not at all. `removed#<version>` stays when a version goes.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ class DynamoModelStore:
     def versions(self, model: str) -> list[str]:
         records = [_record(item) for item in self._table.query(f"model#{model}", prefix="v#")]
         return [record.version for record in sorted(records, key=lambda r: (r.created_at_s, r.version))]
+
+    def removed(self, model: str) -> list[str]:
+        return [item["sk"]["S"].removeprefix("removed#") for item in self._table.query(f"model#{model}", prefix="removed#")]
 
     def list(self) -> builtins.list[ModelRecord]:
         return [_record(item) for item in self._table.query("models")]
@@ -70,15 +73,17 @@ class DynamoModelStore:
 
     def delete_version(self, model: str, version: str) -> None:
         traffic = self._traffic(model)
-        if traffic is None:
-            self._table.delete({"pk": f"model#{model}", "sk": f"v#{version}"})
-            return
-        if version in (traffic.live, traffic.canary):
+        if traffic is not None and version in (traffic.live, traffic.canary):
             raise StaleWrite(f"version {version} of model '{model}' gets traffic")
-        record = self.get(model, traffic.live)
-        without = msgspec.structs.replace(traffic, previous=None if traffic.previous == version else traffic.previous)
-        gone = self._table.delete_operation({"pk": f"model#{model}", "sk": f"v#{version}"})
-        if not self._table.transact([gone, *self._live_operations(record, traffic, without)]):
+        key = {"pk": f"model#{model}", "sk": f"v#{version}"}
+        if self._table.get(key) is None:
+            return
+        removed = {"pk": text(f"model#{model}"), "sk": text(f"removed#{version}")}
+        operations = [self._table.delete_operation(key), self._table.put_operation(removed)]
+        if traffic is not None:
+            without = msgspec.structs.replace(traffic, previous=None if traffic.previous == version else traffic.previous)
+            operations += self._live_operations(self.get(model, traffic.live), traffic, without)
+        if not self._table.transact(operations):
             raise StaleWrite(f"version {version} of model '{model}' was not removed: traffic changed meanwhile")
 
     def withdraw(self, model: str) -> None:
@@ -108,8 +113,8 @@ class DynamoModelStore:
     def delete(self, model: str) -> None:
         # The live pointer goes first: from then on the model is unknown, whatever becomes of the rest.
         self.withdraw(model)
-        for item in builtins.list(self._table.query(f"model#{model}", prefix="v#")):
-            self._table.delete({"pk": item["pk"]["S"], "sk": item["sk"]["S"]})
+        for version in self.versions(model):
+            self.delete_version(model, version)
 
 
 def _version_item(record: ModelRecord) -> Item:

@@ -43,6 +43,7 @@ class MemoryModelStore:
 
     def __init__(self, *records: ModelRecord) -> None:
         self._versions: dict[str, dict[str, ModelRecord]] = {}
+        self._removed: dict[str, set[str]] = {}
         self._traffic: dict[str, Traffic] = {}
         for record in records:
             self.put(record)
@@ -57,6 +58,9 @@ class MemoryModelStore:
     def versions(self, model: str) -> list[str]:
         records = sorted(self._versions.get(model, {}).values(), key=lambda r: (r.created_at_s, r.version))
         return [record.version for record in records]
+
+    def removed(self, model: str) -> list[str]:
+        return sorted(self._removed.get(model, set()))
 
     def list(self) -> list[ModelRecord]:
         return [self._versions[model][traffic.live] for model, traffic in sorted(self._traffic.items())]
@@ -88,14 +92,16 @@ class MemoryModelStore:
                 raise StaleWrite(f"version {version} of model '{model}' gets traffic")
             if traffic.previous == version:
                 self._traffic[model] = msgspec.structs.replace(traffic, previous=None)
-        self._versions.get(model, {}).pop(version, None)
+        if self._versions.get(model, {}).pop(version, None) is not None:
+            self._removed.setdefault(model, set()).add(version)
 
     def withdraw(self, model: str) -> None:
         self._traffic.pop(model, None)
 
     def delete(self, model: str) -> None:
         self.withdraw(model)
-        self._versions.pop(model, None)
+        for version in self.versions(model):
+            self.delete_version(model, version)
 
 
 class MemoryResultStore:
