@@ -8,8 +8,9 @@ from benchmarks.planner import a_case, compare
 from markserve.core.greedy import BIDS_SHOWN, Choice
 
 
-def test_plans_are_within_one_percent_of_the_optimum_on_average_and_five_at_worst() -> None:
-    results = [compare(seed, spot_rules=False) for seed in range(60)]
+@pytest.mark.parametrize(("spot_rules", "larger"), [(False, False), (True, False), (False, True)])
+def test_plans_are_within_one_percent_of_the_optimum_on_average_and_five_at_worst(spot_rules: bool, larger: bool) -> None:
+    results = [compare(seed, spot_rules=spot_rules, larger=larger) for seed in range(60)]
 
     assert max(r.unserved_more for r in results) < 1e-3
     assert min(r.gap for r in results) > -1e-6  # the optimum is one

@@ -31,10 +31,13 @@ class Choice:
         Instances that are there, in the order in which equal ones are kept.
     offers
         What may be launched, any number of times.
+    may_replace
+        Whether the search may exchange instances that are there for launches; else launches for one another only.
     """
 
-    def __init__(self, task: Task, *, existing: Sequence[Candidate], offers: Sequence[Candidate]) -> None:
+    def __init__(self, task: Task, *, existing: Sequence[Candidate], offers: Sequence[Candidate], may_replace: bool = False) -> None:
         self.task = task
+        self.may_replace = may_replace
         self.existing = tuple(existing)
         self.offers = tuple(offers)
         alike: dict[tuple[object, ...], list[Candidate]] = {}
@@ -122,7 +125,7 @@ class Choice:
 
     def with_offers(self, offers: Sequence[Candidate], numbers: Mapping[str, int]) -> Choice:
         """Return another choice that starts from `numbers` and may launch `offers` only."""
-        other = Choice(self.task, existing=self.existing, offers=self.offers)
+        other = Choice(self.task, existing=self.existing, offers=self.offers, may_replace=self.may_replace)
         other.offers = tuple(offers)
         other.restore(numbers)
         return other

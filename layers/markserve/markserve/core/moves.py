@@ -48,6 +48,8 @@ def single_moves(choice: Choice, _: Room) -> Iterator[Move]:
     yield from _kept_swaps(choice)
     planned = choice.launched
     offers = searched(choice)
+    if choice.may_replace:
+        yield from _replacements(choice, offers)
     for offer in offers:
         for number in (1, 2, 3):
             yield Move(removed=(), added=((offer, number),))
@@ -146,6 +148,21 @@ def _swaps(one: Candidate, removed: int, offers: Sequence[Candidate]) -> Iterato
                 yield Move(removed=((one, removed),), added=((offer, added),))
 
 
+def _replacements(choice: Choice, offers: Sequence[Candidate]) -> Iterator[Move]:
+    """Launch in place of an instance that is there, or to take over from it; or keep a smaller one, and launch what that one lacks."""
+    for last in choice.last_kept:
+        for move in _swaps(last, 1, offers):
+            yield move
+            yield Move(removed=(), added=move.added)
+        for idle in choice.idle:
+            lacking_rps = last.capacity_rps - idle.capacity_rps
+            if lacking_rps > EPSILON_RPS:
+                for offer in offers:
+                    fewest = math.floor(lacking_rps / offer.capacity_rps)
+                    for added in sorted({max(1, fewest), fewest + 1}):
+                        yield Move(removed=((last, 1),), added=((idle, 1), (offer, added)))
+
+
 def _kept_swaps(choice: Choice) -> Iterator[Move]:
     """Keep other instances of those that are there: some of one kind for about the same capacity of another that is not chosen."""
     kept = [(c, n) for c, n in choice.counted if not c.is_new]
@@ -157,9 +174,11 @@ def _kept_swaps(choice: Choice) -> Iterator[Move]:
                     fewest = math.floor(removed * one.capacity_rps / idle.capacity_rps)
                     for added in sorted({1, fewest, fewest + 1} & set(range(1, most + 1))):
                         yield Move(removed=((one, removed),), added=((idle, added),))
-        for (one, _), (other, _) in combinations(kept, 2):
+        for (one, ones), (other, others) in combinations(kept, 2):
             if choice.head(idle).key not in (choice.head(one).key, choice.head(other).key):
-                yield Move(removed=((one, 1), (other, 1)), added=((idle, 1),))
+                for number, more in ((1, 1), (2, 1), (1, 2)):
+                    if number <= ones and more <= others:
+                        yield from (Move(removed=((one, number), (other, more)), added=((idle, n),)) for n in (1, 2) if n <= most)
 
 
 def _left(choice: Choice, removed: Counted) -> list[tuple[Candidate, int]]:

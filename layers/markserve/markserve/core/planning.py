@@ -107,7 +107,7 @@ def plan_capacity(
     room = complete(list(choices.values()), room, notes, pending)
     for p in prepared:
         if p.existing and p.is_settled and not trigger.is_urgent:
-            room = _reconsider(p, choices[p.model], room, notes)
+            room = reconsider(choices[p.model], p.choice(may_replace=True), room, notes)
         if p.demand.at_risk:
             room = _add_for_risk(p, choices[p.model], room, notes)
     # A replacement may have made room under a ceiling, an instance more on demand room for one on spot.
@@ -140,13 +140,13 @@ def plan_capacity(
     )
 
 
-def _reconsider(p: Prepared, choice: Choice, room: Room, notes: PlanNotes) -> Room:
-    """Adopt Algorithm 1's plan from scratch if it is clearly cheaper than the one that keeps what runs."""
-    fresh, fresh_notes = p.choice(), PlanNotes()
+def reconsider(choice: Choice, fresh: Choice, room: Room, notes: PlanNotes, *, saving: float = REPLACEMENT_SAVING) -> Room:
+    """Adopt Algorithm 1's plan from scratch, made in `fresh`, if it is clearly cheaper than the one that keeps what runs."""
+    fresh_notes = PlanNotes()
     fresh_room = complete([fresh], _given_back(room, choice), fresh_notes, most_moves=MOST_REPLACEMENT_MOVES)
     unserved, cost = choice.score()
     fresh_unserved, fresh_cost = fresh.score()
-    if fresh_unserved > unserved or fresh_cost >= cost * (1 - REPLACEMENT_SAVING):
+    if fresh_unserved > unserved or fresh_cost >= cost * (1 - saving):
         return room
     choice.set_chosen(fresh.chosen)
     notes.replace(choice, fresh_notes)

@@ -86,9 +86,9 @@ class Prepared:
         measured = (self.demand.measured_rate_rps or 0.0) * self.demand.tunables.headroom
         return max(measured, self.task.demand_rps[0])
 
-    def choice(self) -> Choice:
+    def choice(self, *, may_replace: bool = False) -> Choice:
         """Return a choice to fill: empty, or with what is held while launches are pending."""
-        choice = Choice(self.task, existing=self.existing, offers=self.offers)
+        choice = Choice(self.task, existing=self.existing, offers=self.offers, may_replace=may_replace)
         choice.set_chosen(c for c in self.existing if c.instance_id in self.held_ids)
         return choice
 

@@ -75,7 +75,7 @@ def settle(choice: Choice, base: Mapping[str, int], room: Room, effort: Effort) 
     if choice.size > RESTARTED_FLEET:
         return improve(choice, room, effort)
     home = dict(choice.numbers)
-    starts = [(choice.score(), home)]
+    starts = [(_rank(choice), home)]
     free = _room_between(room, choice, base)
     ranked = searched(choice)
     types = sorted({c.offering.instance_type for c in ranked})
@@ -84,18 +84,26 @@ def settle(choice: Choice, base: Mapping[str, int], room: Room, effort: Effort) 
         trial = choice.with_offers(offers, base)
         fill([trial], free)
         if trial.numbers not in [numbers for _, numbers in starts]:
-            starts.append((trial.score(), dict(trial.numbers)))
+            starts.append((_rank(trial), dict(trial.numbers)))
     room, moves = improve(choice, room, effort)
-    best = (choice.score(), dict(choice.numbers), moves)
+    best = (_rank(choice), dict(choice.numbers), moves)
     effort.moves_left = min(effort.moves_left, MOST_RESTART_MOVES)
     for _, numbers in sorted(starts[1:], key=lambda start: start[0])[:RESTARTS]:
         choice.restore(numbers)
         _, moves = improve(choice, _room_between(free, choice, base, back=False), effort)
-        score = choice.score()
-        if score < (best[0][0], best[0][1] - LEAST_SAVING_USD):
-            best = (score, dict(choice.numbers), moves)
+        rank = _rank(choice)
+        if rank < (*best[0][:2], best[0][2] - LEAST_SAVING_USD):
+            best = (rank, dict(choice.numbers), moves)
     choice.restore(best[1])
     return _room_between(free, choice, base, back=False), best[2]
+
+
+def _rank(choice: Choice) -> tuple[float, int, float]:
+    """Rate what is chosen as a whole: requests that nothing serves, launches that only satisfy the cap per pool of spot, cost."""
+    scorer = choice.task.scorer(choice.counted)
+    score = scorer.score()
+    assert score is not None  # noqa: S101 - without a limit there is always one
+    return score[0], scorer.idle if choice.task.spot.pools > 1 else 0, score[1]
 
 
 def _room_between(room: Room, choice: Choice, numbers: Mapping[str, int], *, back: bool = True) -> Room:
@@ -182,7 +190,8 @@ class Round:
         self._room = room
         self._scorer = choice.task.scorer(choice.counted)
         self._has_spot = bool(choice.holding.spot_rps)
-        self._dearest_usd = max((c.usd_per_request for c, _ in choice.launched), default=0.0)
+        given_up = choice.counted if choice.may_replace else choice.launched
+        self._dearest_usd = max((c.usd_per_request for c, _ in given_up), default=0.0)
         self._unmet_from = list(accumulate(reversed(choice.left_rps), max))[::-1]
         self.now = now
         self._scorer.score()
@@ -202,7 +211,7 @@ class Round:
         if score is None or score >= (self.now[0], self.now[1] - LEAST_SAVING_USD):
             return None
         # Spot that never serves would only satisfy the cap per pool until it is drained again.
-        return score if not move.added or self._choice.task.spot.pools <= 1 or self._scorer.idle <= self._idle else None
+        return score if self._choice.task.spot.pools <= 1 or self._scorer.idle <= self._idle else None
 
     def _fits(self, move: Move) -> bool:
         added, removed = sum([n for _, n in move.added]), sum([n for _, n in move.removed])
@@ -219,10 +228,10 @@ class Round:
 
     def _is_promising(self, move: Move) -> bool:
         """Whether it lowers the rent, or the cost per request, or serves what is unmet; hardly anything else pays."""
+        if not any(c.is_new for c, _ in move.added) or min([c.usd_per_request for c, _ in move.added]) < self._dearest_usd:
+            return True
         if not move.removed:  # what serves nothing now can still be launched later
             return any(self._choice.bid(c) is not None for c, _ in move.added)
-        if not move.added or min([c.usd_per_request for c, _ in move.added]) < self._dearest_usd:
-            return True
         first_ready = min([c.ready_step for c, _ in move.added])
         if first_ready < len(self._unmet_from) and self._unmet_from[first_ready] > EPSILON_RPS:
             return True
