@@ -110,7 +110,7 @@ RULES = (
     nobody(r"jq \.cost\.ways", "shows a part of what the command before it answers; its test looks for that part"),
     nobody(r"make test", ITSELF),
     nobody(r"make chaos", "twenty minutes; three of its faults are tests in tests/system/test_chaos.py"),
-    nobody(r"make bench-(forecast|policy .*|experiments .*)|python -m benchmarks\.policy_bound .*", BENCHMARK),
+    nobody(r"make bench-(forecast|policy .*|experiments .*)|python -m benchmarks\.policy_(bound|lookahead).*", BENCHMARK),
     nobody(r"python -m benchmarks\.pretrain_lstm", "trains what is shipped; tests/unit trains a small one"),
     nobody(r"markserve simulate --trace berkeley_1s\.csv\.gz .*", "takes a recorded trace that is not in the repository"),
     nobody(r"markserve experiments .*", "ten minutes and more of simulation; tests/simulator runs each experiment, shortened"),

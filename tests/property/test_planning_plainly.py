@@ -19,6 +19,8 @@ RATES_RPS = (3.0, 7.0, 10.0, 25.0, 60.0)
 @st.composite
 def tasks(draw: st.DrawFn, spill: st.SearchStrategy[SpillTier | None] | None = None) -> Task:
     level = draw(st.sampled_from([20.0, 100.0, 400.0]))
+    rates = draw(st.lists(st.floats(0.0, level), min_size=3, max_size=8))
+    held = draw(st.lists(st.integers(1, 3), min_size=len(rates), max_size=len(rates)))
     tiers = st.builds(
         SpillTier,
         usd_per_request=st.sampled_from([1e-6, 3e-6, 1e-5]),
@@ -27,7 +29,7 @@ def tasks(draw: st.DrawFn, spill: st.SearchStrategy[SpillTier | None] | None = N
     )
     return Task(
         model="m",
-        demand_rps=tuple(draw(st.lists(st.floats(0.0, level), min_size=3, max_size=8))),
+        demand_rps=tuple(rate for rate, steps in zip(rates, held, strict=True) for _ in range(steps)),
         step_s=60.0,
         lead_step=2,
         spill=draw(st.none() | tiers),
@@ -89,7 +91,7 @@ def test_rating_counted_groups_gives_what_rating_every_instance_gives(data: st.D
     choice.set_chosen([*there, *data.draw(st.lists(st.sampled_from(market), max_size=20))])
     changed = {one.key: (one, data.draw(st.integers(0, 9))) for one in data.draw(st.lists(st.sampled_from(market), max_size=2))}
 
-    after = choice.task.scorer(choice.counted).score(changed)
+    after = choice.scorer().score(changed)
 
     chosen = [c for c in choice.chosen if c.key not in changed] + [c for c, number in changed.values() for _ in range(number)]
     assert after == pytest.approx(plain_planner.score(task, chosen), rel=1e-9, abs=1e-5)

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from markserve.core.capacity import EPSILON_RPS, Candidate, Holding, Room
 from markserve.core.pruning import undominated
-from markserve.core.scoring import Score
+from markserve.core.scoring import Score, Scorer
 from markserve.core.task import Bid, Task, Unmet
 
 BIDS_SHOWN = 3
@@ -45,6 +45,7 @@ class Choice:
             alike.setdefault((c.offering.key, c.offering.price_usd_per_hour, c.capacity_rps, c.ready_step), []).append(c)
         self._members = {members[0].key: members for members in alike.values()}
         self._head = {c.key: members[0] for members in alike.values() for c in members} | {c.key: c for c in self.offers}
+        self._ready_step = max((c.ready_step for c in (*self.existing, *self.offers)), default=0)
         self.numbers: dict[str, int] = {}
         """How many of each are chosen, by the key of the offering, or of the first instance of those alike."""
         self.left_rps = list(task.demand_rps)
@@ -155,6 +156,10 @@ class Choice:
         self.left_rps = self.task.left_rps(self.counted)
         self.holding = Holding().plus(self.counted)
         self._unmet = None
+
+    def scorer(self) -> Scorer:
+        """Return what rates changes to what is chosen."""
+        return self.task.scorer(self.counted, ready_step=self._ready_step)
 
     def score(self) -> Score:
         """Rate what is chosen: (requests that nothing serves, expected cost in USD) over the horizon."""

@@ -18,6 +18,8 @@ PAIRED_FLEET = 12
 """Planned launches up to which two offerings are brought in at once: in a larger fleet one at a time does as well."""
 PAIRED_MOST = 4
 """Spot instances that one paired move brings in at most; more come with further moves."""
+MIXED_OFFERS = 6
+"""Offerings of which mixed moves bring in two: their number grows with its square."""
 EACH_NUMBER = 6
 """Numbers of one offering that moves take out one by one; beyond, they grow by half."""
 
@@ -121,7 +123,7 @@ def mixed_moves(choice: Choice, _: Room) -> Iterator[Move]:
     given_up += [((one, 1), (other, 1)) for (one, _), (other, _) in combinations(planned, 2)]
     for removed in given_up:
         gone = {c.key for c, _ in removed}
-        for one, other in combinations(searched(choice), 2):
+        for one, other in combinations(searched(choice)[:MIXED_OFFERS], 2):
             if not gone & {one.key, other.key}:
                 for number, more in ((1, 1), (1, 2), (2, 1), (2, 2)):
                     yield Move(removed=removed, added=((one, number), (other, more)))

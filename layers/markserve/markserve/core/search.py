@@ -100,7 +100,7 @@ def settle(choice: Choice, base: Mapping[str, int], room: Room, effort: Effort) 
 
 def _rank(choice: Choice) -> tuple[float, int, float]:
     """Rate what is chosen as a whole: requests that nothing serves, launches that only satisfy the cap per pool of spot, cost."""
-    scorer = choice.task.scorer(choice.counted)
+    scorer = choice.scorer()
     score = scorer.score()
     assert score is not None  # noqa: S101 - without a limit there is always one
     return score[0], scorer.idle if choice.task.spot.pools > 1 else 0, score[1]
@@ -188,7 +188,7 @@ class Round:
     def __init__(self, choice: Choice, room: Room, now: Score) -> None:
         self._choice = choice
         self._room = room
-        self._scorer = choice.task.scorer(choice.counted)
+        self._scorer = choice.scorer()
         self._has_spot = bool(choice.holding.spot_rps)
         given_up = choice.counted if choice.may_replace else choice.launched
         self._dearest_usd = max((c.usd_per_request for c, _ in given_up), default=0.0)

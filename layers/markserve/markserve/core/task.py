@@ -135,9 +135,9 @@ class Task:
             return True
         return max(unmet.rates_rps[bid.first_step : bid.last_step + 1]) > self.spill.capacity_rps + EPSILON_RPS
 
-    def scorer(self, chosen: Iterable[tuple[Candidate, int]]) -> Scorer:
-        """Return what rates changes to `chosen`."""
-        return Scorer(self.demand_rps, self.step_s, self.spill, chosen)
+    def scorer(self, chosen: Iterable[tuple[Candidate, int]], *, ready_step: int | None = None) -> Scorer:
+        """Return what rates changes to `chosen`, to candidates that are all ready at `ready_step`, if that is given."""
+        return Scorer(self.demand_rps, self.step_s, self.spill, chosen, ready_step=ready_step)
 
     def score(self, chosen: Iterable[tuple[Candidate, int]]) -> Score:
         """Rate holding `chosen`: (requests that nothing serves, expected cost in USD) over the horizon; lower is better."""
