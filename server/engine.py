@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from markserve.core.batch_limits import SERVE_RATE_TOLERANCE
 from markserve.core.estimators import RateEstimate
 from markserve.core.profiles import LatencyEstimate
 from markserve.core.tunables import Tunables
@@ -284,6 +285,7 @@ class Engine:
                 # Whether waiting brings more is asked for spans up to RT_max, and a burst that is over says nothing about them. Requests
                 # arrive here one by one, so a memory that short is steady enough.
                 rate=RateEstimate(time_constant_s=self._rt_max_s),
+                rate_tolerance=SERVE_RATE_TOLERANCE,
             )
         self._is_up = True
         self.ready.set()

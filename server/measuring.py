@@ -10,7 +10,7 @@ from statistics import median
 
 import msgspec
 
-from markserve.core.batch_limits import choose_batch_limits
+from markserve.core.batch_limits import SERVE_RATE_TOLERANCE, choose_batch_limits
 from markserve.core.profiles import LatencyEstimate
 from markserve.errors import InfeasibleSlo, InferenceFailed
 from markserve.messages import ModelRecord, ProfilePointRecord
@@ -56,7 +56,9 @@ def measure(load: Load, record: ModelRecord, runner: StackRunner, say: Callable[
     say(f"measuring T(b) at {', '.join(map(str, sizes))}: {samples} runs each")
     points = _steadied(profile_runner(runner, [sample_request(record)], batch_sizes=sizes, samples=samples))
     estimate = LatencyEstimate(batch_profile(HERE, points))
-    limits = choose_batch_limits(estimate=estimate, latency_budget_s=load.latency_budget_s, max_batch_size=sizes[-1])
+    limits = choose_batch_limits(
+        estimate=estimate, latency_budget_s=load.latency_budget_s, max_batch_size=sizes[-1], rate_tolerance=SERVE_RATE_TOLERANCE
+    )
     return Measured(points=points, threads=threads, max_batch_size=sizes[-1], reason=limits.reason)
 
 

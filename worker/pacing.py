@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
+from markserve.core.batch_limits import RATE_TOLERANCE
 from markserve.core.batching import BatchAccumulator, BatchLimits, choose_batch_limits
 from markserve.core.estimators import DecayingQuantile, RateEstimate
 from markserve.core.profiles import LatencyEstimate
@@ -56,7 +57,9 @@ class Pacing(Generic[ItemT]):
         max_batch_size: int,
         spill_reserve_s: float,
         rate: RateEstimate | None = None,
+        rate_tolerance: float = RATE_TOLERANCE,
     ) -> None:
+        self._rate_tolerance = rate_tolerance
         self._max_batch_size = max_batch_size
         self._rt_max_s = tunables.rt_max_s
         self._transport = DecayingQuantile(quantile=OVERHEAD_QUANTILE, value=0.0, window=OVERHEAD_WINDOW)
@@ -68,7 +71,7 @@ class Pacing(Generic[ItemT]):
         self._is_backlogged = False
         self._chosen_budget_s = self.latency_budget_s
         self._chosen_scale = estimate.scale
-        limits = _limits(estimate, self._chosen_budget_s, max_batch_size)
+        limits = _limits(estimate, self._chosen_budget_s, max_batch_size, rate_tolerance)
         self.accumulator = BatchAccumulator[ItemT](limits=limits, estimate=estimate, margin_s=self._margin_s)
 
     @property
@@ -185,7 +188,7 @@ class Pacing(Generic[ItemT]):
         if same_budget and same_scale:
             return
         self._chosen_budget_s, self._chosen_scale = budget_s, estimate.scale
-        limits = _limits(estimate, budget_s, self._max_batch_size)
+        limits = _limits(estimate, budget_s, self._max_batch_size, self._rate_tolerance)
         if limits.max_batch_size != self.limits.max_batch_size:
             logger.info(
                 "batch limit %d -> %d (T(b) at %.2f of its profile): %s",
@@ -197,9 +200,11 @@ class Pacing(Generic[ItemT]):
         self.accumulator.limits = limits
 
 
-def _limits(estimate: LatencyEstimate, budget_s: float, max_batch_size: int) -> BatchLimits:
+def _limits(estimate: LatencyEstimate, budget_s: float, max_batch_size: int, rate_tolerance: float) -> BatchLimits:
     try:
-        return choose_batch_limits(estimate=estimate, latency_budget_s=budget_s, max_batch_size=max_batch_size)
+        return choose_batch_limits(
+            estimate=estimate, latency_budget_s=budget_s, max_batch_size=max_batch_size, rate_tolerance=rate_tolerance
+        )
     except InfeasibleSlo as error:
         # Whoever planned this instance believed otherwise. Late answers, and Lambda's, are better than a dead worker.
         latency_s = estimate.batch_latency_s(1)

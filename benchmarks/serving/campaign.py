@@ -44,7 +44,7 @@ class Plan:
 
 FULL = Plan(
     name="full", search_s=4, search_precision=1.03, confirm_s=12, level_s=5, low_s=10, overload_s=7, bursty_s=10, bursty_runs=4,
-    recheck_runs=4, ceiling_repeats=9,
+    recheck_runs=6, ceiling_repeats=9,
 )  # fmt: skip
 QUICK = Plan(
     name="quick", search_s=2, search_precision=1.1, confirm_s=3, level_s=2, low_s=3, overload_s=3, bursty_s=5, bursty_runs=1,

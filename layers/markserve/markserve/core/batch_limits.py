@@ -10,6 +10,9 @@ from markserve.errors import InfeasibleSlo
 
 RATE_TOLERANCE = 0.01
 """Within 1 % of the best rate the smaller batch wins: latency for nothing is no gain, and profiles are not that exact."""
+SERVE_RATE_TOLERANCE = 0.0
+"""In `markserve serve`. A larger batch forms only behind a backlog, where the last per cent of rate counts; how T(b) happened to come out
+in a few seconds of measuring would choose between half and all of it."""
 EPSILON_S = 1e-6
 """Comparisons of times allow a microsecond: epoch seconds resolve 0.2 of it."""
 
@@ -28,7 +31,9 @@ class BatchLimits:
     reason: str
 
 
-def choose_batch_limits(*, estimate: LatencyEstimate, latency_budget_s: float, max_batch_size: int) -> BatchLimits:
+def choose_batch_limits(
+    *, estimate: LatencyEstimate, latency_budget_s: float, max_batch_size: int, rate_tolerance: float = RATE_TOLERANCE
+) -> BatchLimits:
     """Choose the batch size with the highest rate that still meets the objective, waiting overlapped with execution.
 
     Why not simply the largest b with T(b) within the budget: under load the next batch fills while one runs, so a
@@ -37,7 +42,7 @@ def choose_batch_limits(*, estimate: LatencyEstimate, latency_budget_s: float, m
 
         sustained:    b / T(b)   subject to   2 * T(b) <= budget                                         (1)
 
-    The highest rate wins, or the smallest b within 1 % of it. When not even 2 * T(1) fits but T(1) does, b = 1: one such
+    The highest rate wins, or the smallest b within `rate_tolerance` of it. When not even 2 * T(1) fits but T(1) does, b = 1: one such
     instance can hardly be used, as whoever finds it busy is late, but of several that share a queue one is soon free.
 
     Regimes: a looser budget admits larger batches until T(b) / b stops falling or the model's limit is reached; a
@@ -50,6 +55,8 @@ def choose_batch_limits(*, estimate: LatencyEstimate, latency_budget_s: float, m
         The objective less transport, reply overhead, the reserve for spilling, and margin.
     max_batch_size
         The largest batch that the model accepts.
+    rate_tolerance
+        Share of the rate that smaller batches may cost: what a fleet is planned with gains from them, as its requests wait for less.
 
     Raises
     ------
@@ -61,7 +68,7 @@ def choose_batch_limits(*, estimate: LatencyEstimate, latency_budget_s: float, m
     Deviates from MArk, whose two constraints are `W + T(b) <= RT_max` and `W + T(b) <= b / mu_nb` with W the time
     to fill the batch and `mu_nb` the best rate without batching. The second assumes that waiting and executing
     never overlap. Overlapped, batching beats not batching when `b / max(W, T(b)) >= mu_nb`; here W = T(b) in the
-    saturated state, and the maximum over b, which includes b = 1, meets it by construction (to the 1 %). The first
+    saturated state, and the maximum over b, which includes b = 1, meets it by construction (to the tolerance). The first
     becomes (1): W is the running batch's T(b), not a free parameter. Nexus uses the same rule, twice the batch
     latency within the objective, for the sessions that saturate a GPU.
 
@@ -99,13 +106,13 @@ def choose_batch_limits(*, estimate: LatencyEstimate, latency_budget_s: float, m
             ),
         )
     highest = max(rates.values())
-    best = min(b for b, rate in rates.items() if rate >= (1 - RATE_TOLERANCE) * highest)
+    best = min(b for b, rate in rates.items() if rate >= (1 - rate_tolerance) * highest)
     return BatchLimits(
         max_batch_size=best,
         max_queue_delay_s=latency_budget_s - latencies[best],
         service_rate_rps=rates[best],
         batch_latency_s=latencies[best],
-        reason=_limits_reason(best, latencies, latency_budget_s, max_batch_size),
+        reason=_limits_reason(best, latencies, latency_budget_s, max_batch_size, rate_tolerance),
     )
 
 
@@ -122,10 +129,11 @@ def _check_feasible(instance_type: str, alone_s: float, budget_s: float) -> None
         )
 
 
-def _limits_reason(best: int, latencies: dict[int, float], budget_s: float, max_batch_size: int) -> str:
+def _limits_reason(best: int, latencies: dict[int, float], budget_s: float, max_batch_size: int, rate_tolerance: float) -> str:
     twice_s = 2 * latencies[best]
     if best == max_batch_size:
         return f"b = {best}: the model's limit, as 2 * T({best}) = {twice_s:.3f} s is within the budget of {budget_s:.3f} s"
     if 2 * latencies[best + 1] > budget_s + EPSILON_S:
         return f"b = {best}: 2 * T({best + 1}) = {2 * latencies[best + 1]:.3f} s would exceed the budget of {budget_s:.3f} s"
-    return f"b = {best}: larger batches within the budget of {budget_s:.3f} s gain less than {RATE_TOLERANCE:.0%} of rate"
+    gain = f"less than {rate_tolerance:.0%} of rate" if rate_tolerance else "no rate"
+    return f"b = {best}: larger batches within the budget of {budget_s:.3f} s gain {gain}"
