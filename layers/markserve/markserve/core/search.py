@@ -143,9 +143,9 @@ def improve(choice: Choice, room: Room, effort: Effort | None = None) -> tuple[R
 
     Better: fewer requests that nothing serves, else a lower cost, spilled requests included; so where the ceiling on
     instances binds, a larger one may take a smaller one's place. Feasible: the ceilings and spot rules hold, and at
-    least `min_instances` stay; what is then unmet spills, if that is cheaper. Only planned launches are exchanged;
-    instances that are there may be dropped (not wanted any more), because whether to replace them is decided by
-    comparing whole plans.
+    least `min_instances` stay; what is then unmet spills, if that is cheaper. Only planned launches are exchanged for
+    launches, unless the choice `may_replace`: instances that are there may be dropped (not wanted any more) or exchanged
+    for one another, and whether to replace them is decided by comparing whole plans.
 
     Returns
     -------
