@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from markserve.core.capacity import Room, SpillTier
+from markserve.core.capacity import EPSILON_RPS, Room, SpillTier
 from markserve.core.demand import Trigger
 from markserve.core.greedy import Choice, fill
 from markserve.core.notes import PlanNotes, bounded
@@ -176,7 +176,7 @@ def _add_for_risk(p: Prepared, choice: Choice, room: Room, notes: PlanNotes) -> 
     if not allowed:
         notes.say(choice, ["objective at risk, but no offering may be bought"])
         return room
-    extra_rps = AT_RISK_EXTRA * present_rps
+    extra_rps = max(EPSILON_RPS, AT_RISK_EXTRA * present_rps)
     best = min(allowed, key=lambda c: (c.usd_per_s / min(c.capacity_rps, extra_rps), c.offering.price_usd_per_hour, -c.capacity_rps, c.key))
     choice.add(best)
     notes.why(choice, best.key, "the objective is at risk: one more instance")
