@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from markserve.core.batch_limits import SERVE_RATE_TOLERANCE
 from markserve.core.batching import Batch, BatchAccumulator, BatchLimits, choose_batch_limits
 from markserve.core.profiles import LatencyEstimate
 from markserve.errors import InfeasibleSlo
@@ -38,6 +39,16 @@ def test_limit_is_one_when_batching_gains_nothing() -> None:
 
     assert (limits.max_batch_size, limits.service_rate_rps) == (1, 50.0)
     assert limits.reason == "b = 1: larger batches within the budget of 1.000 s gain less than 1% of rate"
+
+
+def test_limit_is_the_fastest_batch_when_no_rate_may_be_lost() -> None:
+    nearly_straight = LatencyEstimate(a_profile({1: 0.003, 32: 0.0180, 64: 0.0358, 96: 0.0560}))
+
+    within_a_percent = choose_batch_limits(estimate=nearly_straight, latency_budget_s=0.19, max_batch_size=96)
+    fastest = choose_batch_limits(estimate=nearly_straight, latency_budget_s=0.19, max_batch_size=96, rate_tolerance=SERVE_RATE_TOLERANCE)
+
+    assert within_a_percent.max_batch_size < 33 < fastest.max_batch_size == 64
+    assert fastest.reason == "b = 64: larger batches within the budget of 0.190 s gain no rate"
 
 
 def test_limit_is_the_fastest_batch_when_latency_jumps_at_a_size() -> None:

@@ -596,6 +596,12 @@ def test_plan_adds_one_instance_when_the_objective_is_at_risk() -> None:
     assert result.launches[0].reason.startswith("the objective is at risk: one more instance")
 
 
+def test_plan_adds_one_instance_when_hardly_anything_arrives() -> None:
+    result = plan(at_risk(forecast=flat(0.0), measured_rate_rps=5e-324), trigger=Trigger.SLO_AT_RISK)
+
+    assert sum(bought(result).values()) == 1
+
+
 def test_plan_adds_none_when_one_is_already_on_its_way() -> None:
     pending = a_worker(2, state=InstanceState.REQUESTED, requested_at_s=NOW_S - 20.0, serving_at_s=None)
 

@@ -121,9 +121,10 @@ def mixed_moves(choice: Choice, _: Room) -> Iterator[Move]:
         return
     given_up: list[Counted] = [(), *(((one, n),) for one, number in planned for n in sorted({1, 2, number}) if n <= number)]
     given_up += [((one, 1), (other, 1)) for (one, _), (other, _) in combinations(planned, 2)]
+    offers = searched(choice)[:MIXED_OFFERS]
     for removed in given_up:
         gone = {c.key for c, _ in removed}
-        for one, other in combinations(searched(choice)[:MIXED_OFFERS], 2):
+        for one, other in combinations(offers, 2):
             if not gone & {one.key, other.key}:
                 for number, more in ((1, 1), (1, 2), (2, 1), (2, 2)):
                     yield Move(removed=removed, added=((one, number), (other, more)))

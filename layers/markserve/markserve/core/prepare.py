@@ -90,6 +90,9 @@ class Prepared:
         """Return a choice to fill: empty, or with what is held while launches are pending."""
         choice = Choice(self.task, existing=self.existing, offers=self.offers, may_replace=may_replace)
         choice.set_chosen(c for c in self.existing if c.instance_id in self.held_ids)
+        if self.task.spot_refusal(choice.holding) is not None:
+            # Spot that the rules do not allow any more is not held either: else this plan drains what the next one buys in its place.
+            choice.set_chosen(c for c in choice.chosen if not c.is_spot)
         return choice
 
 
