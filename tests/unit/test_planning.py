@@ -273,6 +273,16 @@ def test_plan_buys_although_spilling_is_cheaper_when_its_concurrency_does_not_su
 # --- ceilings, spot, availability -------------------------------------------------------------------------
 
 
+def test_plan_keeps_what_replaces_spot_that_is_not_allowed_any_more() -> None:
+    pending = a_worker(2, state=InstanceState.REQUESTED, requested_at_s=NOW_S - 20.0, serving_at_s=None, unwanted_cycles=9)
+    none_on_spot = replace(TUNABLES, spot_max_share=0.0, scale_in_cycles=1)
+
+    result = plan(a_demand(forecast=flat(8.0), tunables=none_on_spot), instances=[a_worker(1, offering=SPOT), pending])
+
+    assert bought(result) == {}
+    assert (result.unwanted_cycles["i-1"], result.unwanted_cycles["i-2"]) == (1, 0)
+
+
 def test_plan_stops_at_max_instances_and_declares_the_rest_when_the_ceiling_binds() -> None:
     result = plan(a_demand(tunables=replace(TUNABLES, max_instances=2)))
 
