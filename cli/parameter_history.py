@@ -28,7 +28,8 @@ def changes(ssm: SSMClient, stack_name: str, names: Sequence[str], *, model: str
     """List the changes of parameters, newest first; a parameter that is not set has none."""
     root = f"/{stack_name}" if model is None else f"/{stack_name}/models/{model}"
     found = [change for name in names for change in _of(ssm, f"{root}/{name}", name, model)]
-    return sorted(found, key=lambda change: change.at_s, reverse=True)
+    # Turned round after sorting: of two versions written in one millisecond, the later stays first.
+    return sorted(found, key=lambda change: change.at_s)[::-1]
 
 
 def _of(ssm: SSMClient, path: str, name: str, model: str | None) -> list[Change]:

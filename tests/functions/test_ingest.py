@@ -258,6 +258,9 @@ def stack_in_aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "EVENT_BUS_NAME": "bus",
     }.items():
         monkeypatch.setenv(f"MARKSERVE_{name}", value)
+    # What an environment remembers between deliveries: each test is a new environment.
+    monkeypatch.setattr("functions.ingest.app._judged_at_s", {})
+    monkeypatch.setattr("functions.ingest.app._summary_tried_at_s", {})
     with mock_aws():
         _create_tables(["windows", "control", "instances"])
         boto3.client("events").create_event_bus(Name="bus")
@@ -339,7 +342,6 @@ def test_ingest_handler_summarises_the_fleet_where_the_stack_has_shards(
     shards: str, is_summarised: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MARKSERVE_SHARDS", shards)
-    monkeypatch.setattr("functions.ingest.app._summary_tried_at_s", {})
     _forget_ports()
     now_s = time.time()
     wiring.instances().put(an_instance(heartbeat_at_s=now_s))
@@ -357,7 +359,6 @@ def test_ingest_handler_counts_a_delivery_when_the_fleet_cannot_be_read(
 ) -> None:
     monkeypatch.setenv("MARKSERVE_SHARDS", "4")
     monkeypatch.setenv("MARKSERVE_INSTANCES_TABLE", "not-there")
-    monkeypatch.setattr("functions.ingest.app._summary_tried_at_s", {})
     _forget_ports()
 
     answer = deliver_one()

@@ -12,6 +12,7 @@ from typing import Any
 import boto3
 import pytest
 from moto import mock_aws
+from moto.core.utils import utcnow
 from typer.testing import CliRunner, Result
 
 from cli import aws_checks, checks, dead_letters, log_lines
@@ -363,7 +364,9 @@ def test_local_files_are_read_with_their_times(tmp_path: Path) -> None:
 # --- params history, doctor, times, target -------------------------------------------------------------------
 
 
-def test_history_tells_who_changed_what(stack: Stack) -> None:
+def test_history_tells_who_changed_what(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    written_at = utcnow()
+    monkeypatch.setattr("moto.ssm.models.utcnow", lambda: written_at)  # both versions within one millisecond
     for value in ("1.1", "1.2"):
         wiring.parameter_writer().put("headroom", value)
 
