@@ -397,7 +397,28 @@ def test_spill_tier_is_priced_by_its_profile_and_limited_by_its_concurrency() ->
 
     assert spill.latency_s == pytest.approx(0.38)
     assert spill.capacity_rps == pytest.approx(100 / 0.38)
-    assert spill.usd_per_request == pytest.approx(0.27 * 1769 / 1024 * 1.66667e-5 + 0.2e-6)
+    invoked_usd = 0.27 * 1769 / 1024 * 1.66667e-5 + 0.2e-6
+    queued_usd = 1.2 * 0.4e-6 + 2 * 0.125e-6  # a send, a tenth of a receive and of a delete, two reads
+    assert spill.usd_per_request == pytest.approx(invoked_usd - queued_usd)
+
+
+@pytest.mark.parametrize(("on_lambda_s", "launched"), [(0.005, 0), (0.05, 1)])
+def test_a_model_that_costs_less_spilled_than_queued_has_no_instance(on_lambda_s: float, launched: int) -> None:
+    """The queue's calls cost $0.73 a million; a millisecond of Lambda $0.03, and an invocation $0.20."""
+    light = a_model_record(
+        max_batch_size=1,
+        profiles={
+            "c5.large": profile_records(a_profile({1: 0.002})),
+            "lambda": profile_records(a_profile({1: on_lambda_s}, instance_type="lambda")),
+        },
+    )
+    world = World()
+    world.models = MemoryModelStore(light)
+    world.forecast(300.0)
+
+    planned = world.plan()
+
+    assert sum(x.count for x in of_kind(planned, LaunchInstances)) == launched
 
 
 def test_spill_tier_is_none_when_it_is_off_or_misses_the_objective() -> None:

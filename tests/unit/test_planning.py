@@ -173,7 +173,7 @@ def test_plan_buys_for_less_than_the_highest_window_when_spilling_the_rest_is_ch
     demands = [result.models[0].demand_rps[0] for result in by_ratio.values()]
     assert demands == sorted(demands)
     assert demands[0] < 100 < demands[2] < 400
-    assert "newsvendor: a million requests cost $23.611 spilled, $2.361 on a worker of 10.0 rps" in by_ratio[10].reason
+    assert "newsvendor: a million requests cost $23.611 spilled net of queue calls, $2.361 on a worker of 10.0 rps" in by_ratio[10].reason
 
 
 def test_plan_buys_less_when_the_load_comes_in_bursts_of_seconds() -> None:
@@ -247,7 +247,7 @@ def test_plan_buys_nothing_and_says_what_it_would_cost_when_spilling_is_cheaper(
     result = plan(a_demand(forecast=flat(1.0), spill=cheap))
 
     assert bought(result) == {}
-    assert "left to spill-over: its 3420 requests cost $0.0034 there and $0.0850 on it" in reasons(result)
+    assert "left to spill-over: its 3420 requests cost $0.0034 there net of queue calls and $0.0850 on it" in reasons(result)
     assert "up to 1.0 rps spill" in result.reason
     assert result.models[0].spillover_rps[0] == 1.0
 
@@ -475,7 +475,7 @@ def test_plan_says_that_it_scaled_to_zero_and_what_lambda_alone_costs() -> None:
     result = plan(a_demand(forecast=flat(1.0), spill=LAMBDA_ALONE))
 
     assert bought(result) == {}
-    assert f"scaled to zero: Lambda alone costs $0.0036/h, the cheapest instance {LARGE.key} $0.0850/h" in result.reason
+    assert f"scaled to zero: Lambda alone costs $0.0036/h net of queue calls, the cheapest instance {LARGE.key} $0.0850/h" in result.reason
     assert [warm.model for warm in result.warm_ups] == [MODEL]
 
 
@@ -487,7 +487,8 @@ def test_plan_drains_the_last_instance_of_a_model_that_is_asked_for_when_lambda_
 
     assert (first.drains, first.unwanted_cycles) == ((), {"i-1": 1})
     (drain,) = then.drains
-    assert drain.reason == "not wanted by the last 2 plans; Lambda alone is cheaper: its 1.5 rps cost $0.0054/h there and $0.0850/h on it"
+    why = "Lambda alone is cheaper: its 1.5 rps cost $0.0054/h there net of queue calls and $0.0850/h on it"
+    assert drain.reason == f"not wanted by the last 2 plans; {why}"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from markserve.core.cost import spill_cost_per_request_usd
+from markserve.core.cost import plumbing_cost_usd, spill_cost_per_request_usd
+from markserve.core.footprint import SQS_BATCH, queue_path_calls
 from markserve.core.planning import ModelDemand, SpillTier
 from markserve.core.spillover import SpillReserve, spill_reserve
 from markserve.core.tunables import Tunables
@@ -27,6 +28,8 @@ FRONT_OVERHEAD_S = 0.02
 """API Gateway and the front around a request that is spilled at once."""
 SPILL_MARGIN_SHARE, SPILL_MARGIN_MIN_S = 0.05, 0.01
 """Slack before the deadline at which fronts spill."""
+LEAST_WORTH_USD = 1e-9
+"""What a place on a worker is worth where the queue's calls alone cost more than spilling: next to nothing."""
 MARGIN_SHARE = 0.02
 """Slack that workers keep."""
 
@@ -103,12 +106,17 @@ def _spill_latency_s(on_lambda: BatchProfile | None, profiles: Mapping[str, Batc
 
 
 def _spill_tier(on_lambda: BatchProfile | None, spill_s: float, tunables: Tunables, memory_mb: int) -> SpillTier | None:
-    """Describe the spillover function as a tier to plan with; None where it is off or would miss the objective."""
+    """Describe the spillover function as a tier to plan with; None where it is off or would miss the objective.
+
+    Spilling saves the queue's calls, so they come off its price. The batches that they are shared by are not known yet; full
+    ones are taken, which make the queue as cheap as it can be.
+    """
     if tunables.spillover_max_concurrency == 0 or spill_s + FRONT_OVERHEAD_S >= tunables.rt_max_s:
         return None
     billed_s = on_lambda.points[0].p50_s if on_lambda else spill_s
+    spilled_usd = spill_cost_per_request_usd(spill_latency_s=billed_s, memory_mb=memory_mb)
     return SpillTier(
-        usd_per_request=spill_cost_per_request_usd(spill_latency_s=billed_s, memory_mb=memory_mb),
+        usd_per_request=max(LEAST_WORTH_USD, spilled_usd - plumbing_cost_usd(queue_path_calls(SQS_BATCH))),
         latency_s=spill_s,
         capacity_rps=tunables.spillover_max_concurrency / spill_s,
     )

@@ -66,6 +66,7 @@ class SpillTier:
     """The spillover function as a tier to plan with."""
 
     usd_per_request: float
+    """Cost of spilling one, less what the queue's calls would have cost: what a place on a worker is worth. Positive."""
     latency_s: float
     capacity_rps: float
     """What its concurrency limit lets through."""

@@ -135,7 +135,7 @@ def buying_rule(
     --------
     >>> rule = buying_rule(demand_quantile=0.0, spill_usd_per_request=2e-6, worker_usd_per_request=5e-7, lump_rps=40.0)
     >>> rule.cost_ratio, rule.reason
-    (0.25, 'newsvendor: a million requests cost $2.000 spilled, $0.500 on a worker of 40.0 rps used to 25 % at least')
+    (0.25, 'newsvendor: a million requests cost $2.000 spilled net of queue calls, $0.500 on a worker of 40.0 rps used to 25 % at least')
     """
     if demand_quantile > 0:
         return Buying(quantile=demand_quantile, lump_rps=lump_rps, cost_ratio=1 - demand_quantile, reason="set by demand-quantile")
@@ -154,7 +154,7 @@ def buying_rule(
         quantile=None,
         lump_rps=lump_rps,
         cost_ratio=share,
-        reason=f"newsvendor: a million requests cost ${spill_usd_per_request * 1e6:.3f} spilled, "
+        reason=f"newsvendor: a million requests cost ${spill_usd_per_request * 1e6:.3f} spilled net of queue calls, "
         f"${worker_usd_per_request * 1e6:.3f} on a worker of {lump_rps:.1f} rps used to {100 * share:.0f} % at least",
     )
 

@@ -19,6 +19,17 @@ SQS_BATCH = 10.0
 POLLS_OF_THE_ANSWER = 2.0
 
 
+def queue_path_calls(mean_batch_size: float) -> dict[str, float]:
+    """Metered calls that a request on a worker makes and a spilled one does not.
+
+    One send, and its share of a receive and a delete, which hold up to ten; the front's polls for the answer.
+
+    >>> queue_path_calls(10.0)
+    {'sqs': 1.2, 'dynamodb_read': 2.0}
+    """
+    return {"sqs": 1.0 + 2.0 / min(SQS_BATCH, max(1.0, mean_batch_size)), "dynamodb_read": POLLS_OF_THE_ANSWER}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Traffic:
     """What happened to a load within an interval."""
@@ -93,14 +104,11 @@ def footprint(
     seconds = [(instance, instance_seconds(instance, since_s=since_s, until_s=until_s)) for instance in instances]
     instance_s = sum(s for _, s in seconds)
     answered = traffic.by_worker + traffic.by_lambda
-    batch = min(SQS_BATCH, max(1.0, traffic.mean_batch_size))
     calls = {kind: each * traffic.cycles for kind, each in CALLS_PER_CYCLE.items()}
     for kind, number in {
         "http_api": float(traffic.requests),
         "lambda": float(traffic.requests),
-        # One send, and each receive and delete serves as many as a batch holds.
-        "sqs": traffic.by_worker * (1.0 + 2.0 / batch),
-        "dynamodb_read": traffic.by_worker * POLLS_OF_THE_ANSWER,
+        **{kind: traffic.by_worker * each for kind, each in queue_path_calls(traffic.mean_batch_size).items()},
         "dynamodb_write": answered + instance_s / heartbeat_s,
     }.items():
         calls[kind] = calls.get(kind, 0.0) + number

@@ -245,7 +245,7 @@ class Choice:
         if spill is not None and not self.task.is_worth_it(bid, self.unmet):
             return (
                 f"left to spill-over: its {bid.served:.0f} requests cost ${bid.served * spill.usd_per_request:.4f} there "
-                f"and ${bid.cost_usd:.4f} on it"
+                f"net of queue calls and ${bid.cost_usd:.4f} on it"
             )
         return None
 

@@ -60,7 +60,8 @@ class PlanNotes:
         cheapest = min(choice.offers, key=lambda c: (c.offering.price_usd_per_hour, c.key))
         there, here = 3600 * rate_rps * task.spill.usd_per_request, cheapest.offering.price_usd_per_hour
         if there < here:
-            self.say(choice, [f"scaled to zero: Lambda alone costs ${there:.4f}/h, the cheapest instance {cheapest.key} ${here:.4f}/h"])
+            on_lambda = f"Lambda alone costs ${there:.4f}/h net of queue calls"
+            self.say(choice, [f"scaled to zero: {on_lambda}, the cheapest instance {cheapest.key} ${here:.4f}/h"])
 
     def disabled(self, choice: Choice) -> None:
         """Record what would have been launched."""

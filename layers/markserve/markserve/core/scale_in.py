@@ -89,7 +89,7 @@ def _taken_over(instance: Instance, alone: SpillTier, serving_rps: float, lost_r
     if short_rps > alone.capacity_rps or usd_per_hour >= instance.offering.price_usd_per_hour:
         return None
     rent = instance.offering.price_usd_per_hour
-    return f"Lambda alone is cheaper: its {extra_rps:.1f} rps cost ${usd_per_hour:.4f}/h there and ${rent:.4f}/h on it"
+    return f"Lambda alone is cheaper: its {extra_rps:.1f} rps cost ${usd_per_hour:.4f}/h there net of queue calls and ${rent:.4f}/h on it"
 
 
 def over_ceiling(
