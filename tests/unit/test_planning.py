@@ -270,6 +270,33 @@ def test_plan_buys_although_spilling_is_cheaper_when_its_concurrency_does_not_su
     assert bought(result) == {LARGE.key: 1}
 
 
+@pytest.mark.parametrize(("rate_rps", "launched"), [(3.0, 0), (12.0, 1), (23.0, 2)])
+def test_plan_by_live_prices_buys_what_a_cheap_function_cannot_take(rate_rps: float, launched: int) -> None:
+    """The newsvendor alone would buy nothing where Lambda costs less than any instance, and the rest would fail."""
+    small = SpillTier(usd_per_request=1e-9, latency_s=0.1, capacity_rps=4.0)
+
+    result = plan(a_demand(forecast=flat(rate_rps), tunables=replace(TUNABLES, demand_quantile=0.0), spill=small))
+
+    assert sum(bought(result).values()) == launched
+
+
+def test_plan_by_live_prices_buys_for_a_tail_that_a_function_cannot_take() -> None:
+    tail = a_forecast(rates_rps={0.5: (10.0,) * 60, 0.9: (60.0,) * 60, 0.99: (100.0,) * 60})
+    newsvendor = replace(TUNABLES, demand_quantile=0.0)
+    launched = {
+        capacity_rps: sum(
+            bought(
+                plan(
+                    a_demand(forecast=tail, tunables=newsvendor, spill=replace(DEAR_SPILL, usd_per_request=5e-6, capacity_rps=capacity_rps))
+                )
+            ).values()
+        )
+        for capacity_rps in (1000.0, 20.0)
+    }
+
+    assert (launched[1000.0], launched[20.0]) == (0, 6)  # 77 rps are not to be missed, and 20 of them can be spilled
+
+
 # --- ceilings, spot, availability -------------------------------------------------------------------------
 
 

@@ -110,6 +110,8 @@ class Buying:
     """Share of the lump that must be expected to be used: the cost of an instance's request over the cost of one that finds
     no instance, and what the launch adds to it."""
     reason: str
+    spillable_rps: float = math.inf
+    """What the spillover function takes at most: beyond, a request that finds no instance fails."""
 
 
 def buying_rule(
@@ -118,6 +120,7 @@ def buying_rule(
     spill_usd_per_request: float | None,
     worker_usd_per_request: float | None,
     lump_rps: float,
+    spillable_rps: float = math.inf,
     launch_s: float = 0.0,
     review_s: float = 60.0,
 ) -> Buying:
@@ -128,6 +131,8 @@ def buying_rule(
 
     Parameters
     ----------
+    spillable_rps
+        Most that the spillover function takes.
     launch_s, review_s
         Rent that a launch costs, and the least time that an instance is held; see `newsvendor.launch_share`.
 
@@ -154,6 +159,7 @@ def buying_rule(
         quantile=None,
         lump_rps=lump_rps,
         cost_ratio=share,
+        spillable_rps=spillable_rps,
         reason=f"newsvendor: a million requests cost ${spill_usd_per_request * 1e6:.3f} spilled net of queue calls, "
         f"${worker_usd_per_request * 1e6:.3f} on a worker of {lump_rps:.1f} rps used to {100 * share:.0f} % at least",
     )
@@ -175,8 +181,21 @@ def bought_path(forecast: Forecast, buying: Buying, *, window_s: float, shape: S
             likely = [rate * ratio for rate in highest for ratio in shape]
         else:
             likely = [sustained_rps(rate, windows=windows, window_s=window_s) for rate in highest]
-        rates.append(round(lumpy_demand_rps(likely, lump_rps=buying.lump_rps, cost_ratio=buying.cost_ratio), 9))
+        rates.append(round(_rate_to_buy_for_rps(likely, buying), 9))
     return tuple(rates)
+
+
+def _rate_to_buy_for_rps(likely_rps: Sequence[float], buying: Buying) -> float:
+    """Apply the newsvendor's rule, and see to it that what the spillover function cannot take finds an instance.
+
+    Where spilling is cheaper than any instance, the plan is told of the whole rate, and buys for what is beyond the function's limit.
+    """
+    worth_rps = lumpy_demand_rps(likely_rps, lump_rps=buying.lump_rps, cost_ratio=buying.cost_ratio)
+    if max(likely_rps) <= buying.spillable_rps:
+        return worth_rps
+    not_to_miss_rps = lumpy_demand_rps(likely_rps, lump_rps=buying.lump_rps, cost_ratio=min(MISS_COST_RATIO, buying.cost_ratio))
+    beyond_rps = max(0.0, not_to_miss_rps - buying.spillable_rps)
+    return max(worth_rps, (not_to_miss_rps if beyond_rps > 0 else 0.0) if buying.cost_ratio >= 1 else beyond_rps)
 
 
 def demand_path(

@@ -196,6 +196,7 @@ def prepare(
         spill_usd_per_request=spill_usd,
         worker_usd_per_request=typical.price_usd_per_hour / 3600 / _capacity_rps(typical, capacities) if typical else None,
         lump_rps=_capacity_rps(typical, capacities) if typical else 1.0,
+        spillable_rps=demand.spill.capacity_rps if demand.spill else math.inf,
         launch_s=typical.launch_overhead_s if typical else 0.0,
         review_s=demand.tunables.scale_in_cycles * (demand.forecast.step_s if demand.forecast else default_step_s),
     )
