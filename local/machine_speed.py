@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable
 
 ADDITIONS = 1_000_000
-REPEATS = 5
+REPEATS = 20
 TUNED_ON_S = 0.018
 """What the additions take on the cores that the demo's objective was chosen on, when nothing slows them."""
-OBJECTIVE_S, LONGEST_OBJECTIVE_S = 2.0, 10.0
-SLACK_EXPONENT = 1.5
+OBJECTIVE_S, LONGEST_OBJECTIVE_S = 2.0, 4.0
 
 
 def slowness(clock: Callable[[], float] = time.perf_counter) -> float:
@@ -29,10 +28,9 @@ def _additions_s(clock: Callable[[], float]) -> float:
 def demo_objective_s(times_slower: float) -> float:
     """Return the objective to set where the user sets none, in half seconds.
 
-    It grows faster than the machine slows down: at the same rate of requests a slower machine is busier, and queues are longer. Twice
-    as slow, 4 s were met in one of two runs.
+    Not beyond 4 s: a request holds an execution environment for as long as it waits, and in a burst those run out.
 
-    >>> [demo_objective_s(times) for times in (0.5, 1.2, 2.0, 20.0)]
-    [2.0, 3.0, 6.0, 10.0]
+    >>> [demo_objective_s(times) for times in (0.5, 1.2, 2.1, 20.0)]
+    [2.0, 2.5, 4.0, 4.0]
     """
-    return min(LONGEST_OBJECTIVE_S, max(OBJECTIVE_S, math.ceil(2 * OBJECTIVE_S * times_slower**SLACK_EXPONENT) / 2))
+    return min(LONGEST_OBJECTIVE_S, max(OBJECTIVE_S, math.ceil(2 * OBJECTIVE_S * times_slower) / 2))
