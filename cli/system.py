@@ -75,9 +75,7 @@ def down(json: Json = False) -> None:
 
 @explained()
 def demo(
-    rt_max: Annotated[
-        float | None, typer.Option(min=0.01, max=29.0, help="Latency objective in seconds; default: 2, longer on a slow machine.")
-    ] = None,
+    rt_max: Annotated[float | None, typer.Option(min=0.01, max=29.0, help="Latency objective in seconds.")] = None,
     rate: Annotated[float | None, typer.Option(min=0.5, max=200.0, help="Requests per second at the end of the ramp.")] = None,
     seconds: Annotated[float | None, typer.Option(min=10.0, max=3600.0, help="Length of the load.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the arrivals.")] = None,
@@ -86,17 +84,8 @@ def demo(
 ) -> None:
     """Run the whole system under load, interrupt a spot instance, and report; exit 1 if a promise was broken."""
     from local.demo import DemoSettings, run_demo
-    from local.machine_speed import OBJECTIVE_S, demo_objective_s, slowness
     from local.report_text import print_report
 
-    if rt_max is None:
-        times_slower = slowness()
-        rt_max = demo_objective_s(times_slower)
-        if rt_max > OBJECTIVE_S:
-            said = (
-                f"this machine is {times_slower:.1f} times slower than the one that {OBJECTIVE_S:g} s were chosen on; --rt-max sets another"
-            )
-            (err if json else out).print(f"objective {rt_max:g} s: {said}", highlight=False)
     chosen = {"rt_max_s": rt_max, "rate_rps": rate, "seconds": seconds, "seed": seed}
     settings = DemoSettings(**{name: value for name, value in chosen.items() if value is not None})  # type: ignore[arg-type]  # each by its name
     result = run_demo(settings, err if json else out, keep=keep, show=None if json else print_report)

@@ -270,10 +270,12 @@ def test_plan_buys_although_spilling_is_cheaper_when_its_concurrency_does_not_su
     assert bought(result) == {LARGE.key: 1}
 
 
-@pytest.mark.parametrize(("rate_rps", "launched"), [(3.0, 0), (12.0, 1), (23.0, 2)])
-def test_plan_by_live_prices_buys_what_a_cheap_function_cannot_take(rate_rps: float, launched: int) -> None:
-    """The newsvendor alone would buy nothing where Lambda costs less than any instance, and the rest would fail."""
-    small = SpillTier(usd_per_request=1e-9, latency_s=0.1, capacity_rps=4.0)
+@pytest.mark.parametrize(
+    ("usd_per_request", "rate_rps", "launched"), [(1e-9, 3.0, 0), (1e-9, 12.0, 1), (1e-9, 23.0, 2), (3e-6, 3.0, 0), (3e-6, 6.0, 1)]
+)
+def test_plan_by_live_prices_buys_what_the_function_cannot_take(usd_per_request: float, rate_rps: float, launched: int) -> None:
+    """The newsvendor alone would spill it, since a nearly idle instance costs more than Lambda, and it would fail."""
+    small = SpillTier(usd_per_request=usd_per_request, latency_s=0.1, capacity_rps=4.0)
 
     result = plan(a_demand(forecast=flat(rate_rps), tunables=replace(TUNABLES, demand_quantile=0.0), spill=small))
 

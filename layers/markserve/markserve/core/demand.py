@@ -188,14 +188,20 @@ def bought_path(forecast: Forecast, buying: Buying, *, window_s: float, shape: S
 def _rate_to_buy_for_rps(likely_rps: Sequence[float], buying: Buying) -> float:
     """Apply the newsvendor's rule, and see to it that what the spillover function cannot take finds an instance.
 
-    Where spilling is cheaper than any instance, the plan is told of the whole rate, and buys for what is beyond the function's limit.
+    What fails for want of one counts `1 / MISS_COST_RATIO` times its place. The plan takes the rate that it is told for certain, and
+    spills what fills less than `cost_ratio` of an instance, so as much is added. Where spilling is cheaper than any instance it is told of
+    the whole rate, and buys for what is beyond the function's limit.
     """
     worth_rps = lumpy_demand_rps(likely_rps, lump_rps=buying.lump_rps, cost_ratio=buying.cost_ratio)
     if max(likely_rps) <= buying.spillable_rps:
         return worth_rps
-    not_to_miss_rps = lumpy_demand_rps(likely_rps, lump_rps=buying.lump_rps, cost_ratio=min(MISS_COST_RATIO, buying.cost_ratio))
-    beyond_rps = max(0.0, not_to_miss_rps - buying.spillable_rps)
-    return max(worth_rps, (not_to_miss_rps if beyond_rps > 0 else 0.0) if buying.cost_ratio >= 1 else beyond_rps)
+    miss_ratio = min(MISS_COST_RATIO, buying.cost_ratio)
+    not_to_miss_rps = lumpy_demand_rps(likely_rps, lump_rps=buying.lump_rps, cost_ratio=miss_ratio)
+    if not_to_miss_rps <= buying.spillable_rps:
+        return worth_rps
+    if buying.cost_ratio >= 1:
+        return not_to_miss_rps
+    return max(worth_rps, not_to_miss_rps - buying.spillable_rps + (buying.cost_ratio - miss_ratio) * buying.lump_rps)
 
 
 def demand_path(
