@@ -282,6 +282,24 @@ def test_plan_by_live_prices_buys_what_the_function_cannot_take(usd_per_request:
     assert sum(bought(result).values()) == launched
 
 
+def test_plan_by_live_prices_buys_for_a_small_tail_that_a_function_cannot_take() -> None:
+    """One in ten times two or three rps are too many for the function; an instance for them alone costs more than spilling would."""
+    tail = a_forecast(rates_rps={0.5: (1.0,) * 60, 0.8: (1.0,) * 60, 0.9: (12.0,) * 60, 0.99: (12.0,) * 60})
+    newsvendor = replace(TUNABLES, demand_quantile=0.0)
+    launched = {
+        capacity_rps: sum(
+            bought(
+                plan(
+                    a_demand(forecast=tail, tunables=newsvendor, spill=replace(DEAR_SPILL, usd_per_request=3e-6, capacity_rps=capacity_rps))
+                )
+            ).values()
+        )
+        for capacity_rps in (100.0, 4.0)
+    }
+
+    assert (launched[100.0], launched[4.0]) == (0, 1)
+
+
 def test_plan_by_live_prices_buys_for_a_tail_that_a_function_cannot_take() -> None:
     tail = a_forecast(rates_rps={0.5: (10.0,) * 60, 0.9: (60.0,) * 60, 0.99: (100.0,) * 60})
     newsvendor = replace(TUNABLES, demand_quantile=0.0)
