@@ -23,6 +23,10 @@ class LoadFigures(msgspec.Struct, frozen=True, kw_only=True):
     """No response at all."""
     failed: int
     """A response, but no well-formed result."""
+    failures: dict[str, int]
+    """The failed, by HTTP status; 200 is a malformed result."""
+    first_failure: str
+    """What the first of them got instead."""
     doubled: int
     """Answers whose server-side request id another answer has as well."""
     accuracy: float
@@ -60,13 +64,16 @@ def quantile(values: Sequence[float], q: float) -> float | None:
 def load_figures(records: Sequence[RequestRecord], *, rt_max_s: float) -> LoadFigures:
     """Add up requests, without regard to what served them."""
     answered = [record for record in records if record.is_answered]
+    failed = [record for record in records if record.status != 0 and not record.is_answered]
     ids = Counter(record.server_request_id for record in answered if record.server_request_id)
     latencies_s = [record.latency_s for record in answered]
     return LoadFigures(
         sent=len(records),
         answered=len(answered),
         lost=sum(record.status == 0 for record in records),
-        failed=sum(record.status != 0 and not record.is_answered for record in records),
+        failed=len(failed),
+        failures=dict(Counter(str(record.status) for record in failed).most_common()),
+        first_failure=failed[0].error if failed else "",
         doubled=sum(count - 1 for count in ids.values()),
         accuracy=_accuracy(answered),
         attainment=_attainment(records, rt_max_s),

@@ -146,7 +146,7 @@ def shortfalls(figures: LoadFigures, slo: Slo) -> tuple[str, ...]:
     checks = [
         (sent == 0, "no request was sent"),
         (figures.lost > 0, f"{figures.lost} of {sent} requests got no response"),
-        (figures.failed > 0, f"{figures.failed} of {sent} requests got an error or a malformed result"),
+        (figures.failed > 0, f"{figures.failed} of {sent} requests got an error or a malformed result{_failures(figures)}"),
         (figures.doubled > 0, f"{figures.doubled} answers were given twice"),
         (figures.accuracy < MINIMUM_ACCURACY, f"accuracy {figures.accuracy:.3f} is below {MINIMUM_ACCURACY}"),
         (
@@ -155,6 +155,11 @@ def shortfalls(figures: LoadFigures, slo: Slo) -> tuple[str, ...]:
         ),
     ]
     return tuple(text for missed, text in checks if missed)
+
+
+def _failures(figures: LoadFigures) -> str:
+    by_status = ", ".join(f"{count} with {status}" for status, count in figures.failures.items())
+    return f": {by_status}; the first: {figures.first_failure}"
 
 
 def write_report(report: Report, records: Sequence[RequestRecord], directory: Path) -> None:

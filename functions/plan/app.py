@@ -1,7 +1,9 @@
 """Planning: forecasts, fleet and prices become one plan for all models, and the actions that carry it out.
 
 Invoked by the control cycle with `{"trigger": "schedule" | "manual" | "slo_at_risk" | "interruption"}`; returns the
-actions for its Map state. A plan that lost the race against another one has no actions.
+actions for its Map state. Of two plans made at once the later is dropped. Nothing is lost with one of the clock: the other
+is as fresh. The rest were asked for because something happened, which the other may not have seen: they fail with
+`StaleWrite`, and the state machine plans again.
 """
 
 from __future__ import annotations
@@ -70,8 +72,7 @@ class PlanCommand(Message, frozen=True, kw_only=True):
 class Planned:
     """What came of one cycle."""
 
-    record: PlanRecord | None
-    """None when another plan was stored first."""
+    record: PlanRecord
     serving: int = 0
     stuck: int = 0
     orphans: int = 0
@@ -106,7 +107,13 @@ def run(
     settings: Settings,
     now_s: float,
 ) -> Planned:
-    """Reconcile the registry with the cloud, plan, and store the plan with the actions it asks for."""
+    """Reconcile the registry with the cloud, plan, and store the plan with the actions it asks for.
+
+    Raises
+    ------
+    StaleWrite
+        If another plan was stored first.
+    """
     latest = control.latest_plan()
     version = latest.version + 1 if latest else 1
     # The instant keeps ids unique when a stack of the same name is made anew while instances of the old one linger.
@@ -149,11 +156,7 @@ def run(
         default_steps=settings.horizon_steps,
     )
     record = plan_record(plan, version, plan_actions(plan, decisions))
-    try:
-        control.put_plan(record)
-    except StaleWrite as error:
-        logger.warning("plan dropped: another one came first", extra={"plan_id": plan_id, "reason": str(error)})
-        return Planned(record=None)
+    control.put_plan(record)
     _store_evidence(plan, current, registered, instances)
     _log(plan, decisions, control, now_s)
     known = {i.instance_id for i in registered}
@@ -315,21 +318,25 @@ def handler(event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Plan once; return the plan's id and its actions."""
     with refusing("plan event"):
         command = parse(event)
-    planned = run(
-        command,
-        models=wiring.models(),
-        control=wiring.control(),
-        windows=wiring.windows(),
-        instances=wiring.instances(),
-        fleet=wiring.fleet(),
-        parameters=wiring.parameters(),
-        work_queue=wiring.work_queue,
-        settings=wiring.settings(),
-        now_s=time.time(),
-    )
-    if planned.record is None:
+    try:
+        planned = run(
+            command,
+            models=wiring.models(),
+            control=wiring.control(),
+            windows=wiring.windows(),
+            instances=wiring.instances(),
+            fleet=wiring.fleet(),
+            parameters=wiring.parameters(),
+            work_queue=wiring.work_queue,
+            settings=wiring.settings(),
+            now_s=time.time(),
+        )
+    except StaleWrite as error:
+        logger.warning("plan dropped: another one came first", extra={"trigger": command.trigger, "reason": str(error)})
         metrics.add_metric(name=PLANS_STALE, unit=MetricUnit.Count, value=1)
-        return {"plan_id": None, "actions": []}
+        if command.trigger == "schedule":
+            return {"plan_id": None, "actions": []}
+        raise
     record = planned.record
     metrics.add_metric(name=PLANS_STORED, unit=MetricUnit.Count, value=1)
     metrics.add_metric(name=HOURLY_COST, unit=MetricUnit.NoUnit, value=record.hourly_cost_usd)

@@ -16,8 +16,9 @@ from functions.lifecycle import app as lifecycle
 from functions.plan import app as plan
 from markserve import wiring
 from markserve.core.types import InstanceState
+from markserve.errors import StaleWrite
 from markserve.telemetry import CAPACITY, DEMAND
-from tests.builders import MODEL, a_model_record, an_instance
+from tests.builders import MODEL, a_model_record, a_plan_record, an_instance
 from tests.contract.conftest import create_table
 
 EVENTS = Path(__file__).parents[2] / "events"
@@ -95,6 +96,38 @@ def test_plan_publishes_demand_and_capacity_of_each_model(capsys: pytest.Capture
 
     logged = [json.loads(line) for line in capsys.readouterr().out.splitlines() if '"_aws"' in line]
     assert {name for line in logged if line.get("model") == MODEL for name in (DEMAND, CAPACITY) if name in line} == {DEMAND, CAPACITY}
+
+
+@pytest.fixture
+def overtaken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have another plan stored between reading the latest and storing the next, once."""
+    read = type(wiring.control()).latest_plan
+    others = [a_plan_record(version=1)]
+
+    def read_and_be_overtaken(store: Any) -> Any:
+        seen = read(store)
+        while others:
+            store.put_plan(others.pop())
+        return seen
+
+    monkeypatch.setattr(type(wiring.control()), "latest_plan", read_and_be_overtaken)
+
+
+@pytest.mark.usefixtures("overtaken")
+def test_overtaken_plan_of_the_clock_leaves_it_at_the_other() -> None:
+    assert plan.handler({"trigger": "schedule"}, Context()) == {"plan_id": None, "actions": []}
+
+
+@pytest.mark.usefixtures("overtaken")
+@pytest.mark.parametrize("trigger", ["interruption", "slo_at_risk", "manual"])
+def test_overtaken_plan_that_was_asked_for_fails_and_is_made_when_it_is_tried_again(trigger: str) -> None:
+    with pytest.raises(StaleWrite):
+        plan.handler({"trigger": trigger}, Context())
+
+    plan.handler({"trigger": trigger}, Context())
+    latest = wiring.control().latest_plan()
+    assert latest is not None
+    assert (latest.version, latest.trigger) == (2, trigger)
 
 
 @pytest.mark.parametrize(

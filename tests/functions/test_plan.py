@@ -20,7 +20,7 @@ from markserve.adapters.memory import (
 )
 from markserve.core.tunables import Tunables
 from markserve.core.types import CapacityType, InstanceState
-from markserve.errors import DependencyUnavailable, InvalidRequest
+from markserve.errors import DependencyUnavailable, InvalidRequest, StaleWrite
 from markserve.messages import (
     Action,
     ArrivalCounts,
@@ -101,13 +101,8 @@ class World:
         )
 
 
-def record_of(planned: Planned) -> PlanRecord:
-    assert planned.record is not None
-    return planned.record
-
-
 def of_kind(planned: Planned, kind: type[Any]) -> list[Any]:
-    return [action for action in record_of(planned).actions if isinstance(action, kind)]
+    return [action for action in planned.record.actions if isinstance(action, kind)]
 
 
 def a_worker(number: int, **overrides: Any) -> Any:
@@ -118,7 +113,7 @@ def test_plan_launches_for_the_forecast_and_stores_what_it_decided() -> None:
     world = World()
     world.forecast(50.0)
 
-    record = record_of(world.plan())
+    record = world.plan().record
 
     launches = [action for action in record.actions if isinstance(action, LaunchInstances)]
     assert [(x.offering.key, x.count, x.model) for x in launches] == [("c5.large/on_demand/us-east-1a", 3, MODEL)]
@@ -134,7 +129,7 @@ def test_plan_actions_survive_the_state_machine_as_plain_json() -> None:
     world = World(a_worker(1, state=InstanceState.DRAINING, drain_at_s=NOW_S - 500.0), a_worker(2, unwanted_cycles=9), a_worker(3))
     world.control.put_forecast(a_forecast_record(rates_rps={"0.5": (5.0,) * 60, "0.99": (90.0,) * 60}))
     world.parameters.tunables = replace(TUNABLES, demand_quantile=0.5)
-    actions = record_of(world.plan()).actions
+    actions = world.plan().record.actions
 
     through_json = json.loads(json.dumps([msgspec.to_builtins(action) for action in actions]))
 
@@ -142,7 +137,7 @@ def test_plan_actions_survive_the_state_machine_as_plain_json() -> None:
     assert {type(action) for action in actions} == {TerminateInstance, DrainInstance, WarmSpillover}
 
 
-def test_plan_has_no_actions_when_another_plan_was_stored_first() -> None:
+def test_plan_fails_when_another_plan_was_stored_first() -> None:
     world = World()
     world.forecast(50.0)
 
@@ -154,14 +149,16 @@ def test_plan_has_no_actions_when_another_plan_was_stored_first() -> None:
 
     world.control = OvertakenStore()
 
-    assert world.plan().record is None
+    with pytest.raises(StaleWrite, match="re-plan"):
+        world.plan()
+
     assert world.instances.list() == []
 
 
 def test_plan_versions_follow_each_other() -> None:
     world = World()
 
-    assert [record_of(world.plan(now_s=NOW_S + 60 * n)).version for n in range(3)] == [1, 2, 3]
+    assert [world.plan(now_s=NOW_S + 60 * n).record.version for n in range(3)] == [1, 2, 3]
 
 
 def test_plan_uses_the_measured_rate_when_there_is_no_forecast() -> None:
@@ -171,7 +168,7 @@ def test_plan_uses_the_measured_rate_when_there_is_no_forecast() -> None:
 
     planned = world.plan()
 
-    assert "no forecast yet: the measured 30.0 rps held flat" in record_of(planned).reason
+    assert "no forecast yet: the measured 30.0 rps held flat" in planned.record.reason
     assert [x.count for x in of_kind(planned, LaunchInstances)] == [2]
 
 
@@ -235,7 +232,7 @@ def test_plan_replaces_a_silent_worker_after_two_cycles() -> None:
     first = world.plan()
     second = world.plan(now_s=NOW_S + 60.0)
 
-    assert record_of(first).actions == ()
+    assert first.record.actions == ()
     assert [(x.instance_id, x.failed) for x in of_kind(second, TerminateInstance)] == [("i-1", True)]
     assert [x.count for x in of_kind(second, LaunchInstances)] == [1]
     assert second.stuck == 1
@@ -275,7 +272,7 @@ def test_instance_is_launched_for_requests_that_wait_where_the_model_has_none() 
     planned = world.plan()
 
     assert sum(launch.count for launch in of_kind(planned, LaunchInstances)) == 1
-    assert "2 requests wait in its queue and nothing serves: at least one instance" in record_of(planned).reason
+    assert "2 requests wait in its queue and nothing serves: at least one instance" in planned.record.reason
 
 
 @pytest.mark.parametrize("state", [InstanceState.REQUESTED, InstanceState.SERVING])
@@ -338,7 +335,7 @@ def test_plan_replaces_at_once_when_an_instance_is_interrupted() -> None:
     planned = world.plan(PlanCommand(trigger="interruption"))
 
     assert [x.count for x in of_kind(planned, LaunchInstances)] == [1]
-    assert record_of(planned).trigger == "interruption"
+    assert planned.record.trigger == "interruption"
 
 
 def test_plan_logs_an_error_when_no_type_meets_the_objective() -> None:
@@ -435,7 +432,7 @@ def test_forecast_that_makes_no_sense_is_refused_and_the_measured_rate_planned_f
 
     planned = world.plan()
 
-    assert f"{MODEL}: demand 0.0 rps now" in record_of(planned).reason
+    assert f"{MODEL}: demand 0.0 rps now" in planned.record.reason
 
 
 def test_model_whose_launches_never_serve_is_quarantined_once_in_the_log_and_launched_for_no_more() -> None:
@@ -484,7 +481,8 @@ def test_worse_canary_is_rolled_back_in_the_cycle_that_finds_it_also_when_the_pl
     world.control.put_plan(a_plan_record(version=1))
     world.control.latest_plan = lambda: None  # type: ignore[method-assign]  # read before the other plan was stored
 
-    assert world.plan().record is None
+    with pytest.raises(StaleWrite):
+        world.plan()
 
     assert rolled_back(capsys.readouterr().out) == [1.0]
     assert world.models.traffic(MODEL).canary is None

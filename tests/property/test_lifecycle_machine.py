@@ -106,7 +106,7 @@ class LifecycleMachine(RuleBasedStateMachine):
             )
         except DependencyUnavailable:
             return []
-        return [] if planned.record is None else list(planned.record.actions)
+        return list(planned.record.actions)
 
     def deliver(self, command: Any) -> None:
         before, alive = len(self.publisher.events), {i.instance_id for i in self.instances.list() if i.is_alive}
