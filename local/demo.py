@@ -36,7 +36,9 @@ WARM_MARGIN = 1.25
 """Over what Little's law asks for at the burst's rate, since a burst is Poisson too."""
 INTERRUPTED_PHASE = "steady"
 TRAINED_PHASE = "calm"
-RETRY_S = 0.5
+RETRY_FOR_S = 30.0
+"""For how long a request is sent again that was refused with 429 or 503, as a client would."""
+DIRECTOR_POLL_S = 0.5
 DECISIONS_SHOWN_S = 30.0
 SEED = 1
 
@@ -109,7 +111,7 @@ class Director:
             self._thread.join()
 
     def _direct(self) -> None:
-        while not self._done.wait(RETRY_S):
+        while not self._done.wait(DIRECTOR_POLL_S):
             if self.progress.phase == INTERRUPTED_PHASE and not self.interrupted:
                 with suppress(Transient):
                     self._interrupt_one()
@@ -179,6 +181,7 @@ def load_and_report(system: LocalSystem, settings: DemoSettings, console: Consol
         input_name=system.record.inputs[0].name,
         output_name=system.record.outputs[0].name,
         samples=held_out_samples(system.model),
+        retry_for_s=RETRY_FOR_S,
     )
     progress = LoadProgress()
     before = read_meters(system)

@@ -19,6 +19,8 @@ class LoadFigures(msgspec.Struct, frozen=True, kw_only=True):
 
     sent: int
     answered: int
+    retries: int
+    """Refusals, 429 or 503, after which the client sent the request again."""
     lost: int
     """No response at all."""
     failed: int
@@ -70,6 +72,7 @@ def load_figures(records: Sequence[RequestRecord], *, rt_max_s: float) -> LoadFi
     return LoadFigures(
         sent=len(records),
         answered=len(answered),
+        retries=sum(record.retries for record in records),
         lost=sum(record.status == 0 for record in records),
         failed=len(failed),
         failures=dict(Counter(str(record.status) for record in failed).most_common()),

@@ -1,7 +1,8 @@
 """Open-loop load: requests go out when the schedule says, however slowly answers come back.
 
 Latency counts from the scheduled instant, so a generator or a server that falls behind shows up in the figures
-instead of lowering the rate (no coordinated omission). One HTTP request per arrival, never retried.
+instead of lowering the rate (no coordinated omission). One HTTP request per arrival; what is refused is tried again only
+where the target says so, and its latency counts all of it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from local.arrivals import Arrival
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+REFUSALS = (429, 503)
+"""Statuses after which a client is to try again; see docs/reference/errors.md."""
+RETRY_AFTER_S = 1.0
+"""Where a refusal does not say when: one of the gateway's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,8 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     finished_at_s: float = 0.0
     status: int = 0
     """HTTP status; 0 when no response came."""
+    retries: int = 0
+    """Times that it was refused and sent again."""
     server_request_id: str = ""
     tier: str = ""
     instance_id: str = ""
@@ -93,6 +100,8 @@ class LoadTarget:
     headers: dict[str, str] = field(default_factory=dict)
     timeout_s: float = 30.0
     """An HTTP API ends at 30 s."""
+    retry_for_s: float = 0.0
+    """How long from its scheduled instant a refused request is sent again, as clients do."""
     max_connections: int = 256
 
 
@@ -139,10 +148,16 @@ async def _ask(session: aiohttp.ClientSession, target: LoadTarget, sample: Sampl
     body, header_length = _encode(target, sample.tensor, record.request_id)
     headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(header_length)}
     try:
-        async with session.post(f"{target.endpoint}/v2/models/{target.model}/infer", data=body, headers=headers) as response:
-            payload = await response.read()
-            record.finished_at_s = time.time()
-            _note_response(record, response, payload, target.output_name)
+        while True:
+            async with session.post(f"{target.endpoint}/v2/models/{target.model}/infer", data=body, headers=headers) as response:
+                payload = await response.read()
+                record.finished_at_s = time.time()
+                retry_after_s = float(response.headers.get("Retry-After", RETRY_AFTER_S))
+                if response.status not in REFUSALS or record.latency_s + retry_after_s > target.retry_for_s:
+                    _note_response(record, response, payload, target.output_name)
+                    break
+            await asyncio.sleep(retry_after_s)
+            record.retries += 1
     except (aiohttp.ClientError, TimeoutError) as error:
         record.finished_at_s = time.time()
         record.error = f"{type(error).__name__}: {error}"

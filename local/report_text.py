@@ -45,7 +45,8 @@ def _instant(value: float | None) -> str:
 
 def _summary(report: Report) -> Table:
     table = Table(title="Result", title_justify="left", show_header=False, title_style="bold")
-    table.add_row("requests", f"{report.sent} sent, {report.answered} answered, {report.lost} lost, {report.failed} failed")
+    refused = f"; {report.retries} refusals (429, 503) were followed by another try" if report.retries else ""
+    table.add_row("requests", f"{report.sent} sent, {report.answered} answered, {report.lost} lost, {report.failed} failed{refused}")
     table.add_row("exactly once", f"{report.doubled} answered twice" if report.doubled else "yes")
     table.add_row("accuracy", f"{report.accuracy:.2%}")
     table.add_row("in time", f"{report.attainment:.2%} within {report.rt_max_s:g} s; objective {report.sl_min:.2%}")

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from local.environments import ImageHost, start_context
+from tests.processes import has_ended
 
 # Blocks where a test tells it to by opening a FIFO that nobody has opened for writing yet.
 HANDLER = """
@@ -147,7 +148,7 @@ def test_environment_that_exits_is_replaced(host: ImageHost) -> None:
 def test_environment_that_died_while_idle_is_not_used(host: ImageHost) -> None:
     before = psutil.Process(invoke(host)[1]["pid"])
     before.kill()
-    until(lambda: not before.is_running() or before.status() == psutil.STATUS_ZOMBIE)
+    until(lambda: has_ended(before))
 
     status, result = invoke(host)
 
@@ -177,7 +178,7 @@ def test_idle_environments_are_reaped_and_their_processes_end(host: ImageHost) -
     assert host.reap(time.monotonic() + 59.0) == 0
     assert host.reap(time.monotonic() + 61.0) == 1
     assert host.snapshot().environments == 0
-    until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+    until(lambda: has_ended(process))
 
 
 def test_cold_starts_share_the_preloaded_template_and_do_not_import_torch_again(forked: ForkServerContext, tmp_path: Path) -> None:

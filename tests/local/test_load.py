@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +45,7 @@ async def header_of(request: web.Request) -> dict[str, object]:
     return header
 
 
-def run_load(handler: Handler, arrivals: list[Arrival], *, timeout_s: float = 5.0) -> list[RequestRecord]:
+def run_load(handler: Handler, arrivals: list[Arrival], *, timeout_s: float = 5.0, retry_for_s: float = 0.0) -> list[RequestRecord]:
     """Serve `handler` on loopback and send `arrivals` to it."""
 
     async def scenario() -> list[RequestRecord]:
@@ -61,6 +63,7 @@ def run_load(handler: Handler, arrivals: list[Arrival], *, timeout_s: float = 5.
             output_name="logits",
             samples=[a_sample(3)],
             timeout_s=timeout_s,
+            retry_for_s=retry_for_s,
         )
         try:
             return await replay(arrivals, target, seed=1, progress=LoadProgress())
@@ -127,6 +130,46 @@ def test_status_and_reason_are_recorded_when_the_server_refuses() -> None:
 
     assert (record.status, record.is_answered) == (429, False)
     assert "too busy" in record.error
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_refused_request_is_sent_again_after_the_time_it_was_told(status: int) -> None:
+    asked_at_s: list[float] = []
+
+    async def serve(request: web.Request) -> web.Response:
+        request_id = str((await header_of(request))["id"])
+        asked_at_s.append(time.time())
+        if len(asked_at_s) < 3:
+            return web.json_response({"error": "too busy"}, status=status, headers={"Retry-After": "0.2"})
+        return oip_answer(request_id, [1.0])
+
+    (record,) = run_load(serve, [Arrival(at_s=0.0, phase="burst")], retry_for_s=60.0)
+
+    assert record.is_answered
+    assert record.retries == 2
+    assert min(later - earlier for earlier, later in pairwise(asked_at_s)) >= 0.2
+    assert record.latency_s >= 0.4
+
+
+def test_refusal_counts_when_another_try_would_come_too_late() -> None:
+    async def serve(request: web.Request) -> web.Response:
+        await request.read()
+        return web.json_response({"error": "too busy"}, status=429, headers={"Retry-After": "60"})
+
+    (record,) = run_load(serve, [Arrival(at_s=0.0, phase="burst")], retry_for_s=30.0)
+
+    assert (record.status, record.retries) == (429, 0)
+
+
+@pytest.mark.parametrize("status", [400, 500, 504])
+def test_request_is_not_sent_again_when_the_error_is_no_refusal(status: int) -> None:
+    async def serve(request: web.Request) -> web.Response:
+        await request.read()
+        return web.json_response({"error": "no"}, status=status)
+
+    (record,) = run_load(serve, [Arrival(at_s=0.0, phase="burst")], retry_for_s=30.0)
+
+    assert (record.status, record.retries) == (status, 0)
 
 
 def test_request_is_lost_not_retried_when_no_answer_comes_in_time() -> None:

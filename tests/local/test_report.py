@@ -91,7 +91,10 @@ def test_report_is_good_when_every_request_was_answered_rightly_once_and_in_time
     ("record", "shortfall"),
     [
         (a_record(9, status=0, predicted=None, tier="", error="TimeoutError: "), "1 of 10 requests got no response"),
-        (a_record(9, status=503, predicted=None, error="too busy"), "1 of 10 requests got an error or a malformed result: 1 with 503; the first: too busy"),
+        (
+            a_record(9, status=503, predicted=None, error="too busy"),
+            "1 of 10 requests got an error or a malformed result: 1 with 503; the first: too busy",
+        ),
         (
             a_record(9, predicted=None, error="unreadable answer"),
             "1 of 10 requests got an error or a malformed result: 1 with 200; the first: unreadable answer",

@@ -13,6 +13,7 @@ import pytest
 
 from local.connection import connect
 from local.system import LocalSystem, SystemConfig
+from tests.processes import has_ended
 from tests.system.live import CLIENTS, eventually, serving
 
 WORKER_TIMEOUT_S = 120.0
@@ -60,7 +61,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSystem]:
         os.environ.clear()
         os.environ.update(environment)
     assert len(started) > 5
-    assert [process for process in started if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
+    assert [process for process in started if not has_ended(process)] == []
     assert not any(is_open(url) for url in (system.aws.endpoint_url, system.aws.ec2_endpoint_url))
 
 

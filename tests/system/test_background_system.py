@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from local.supervisor import SystemState
+from tests.processes import has_ended
 from tests.system.conftest import is_open
 from tests.system.live import eventually
 
@@ -67,7 +68,7 @@ def test_system_serves_between_up_and_down_and_leaves_nothing_behind(tmp_path: P
     finally:
         stopped = printed(state_dir, "down")
     assert stopped == {"stopped": True}
-    assert [process for process in processes if process.is_running()] == []
+    assert [process for process in processes if not has_ended(process)] == []
     assert not is_open(up["api_url"])
     assert markserve(state_dir, "status").returncode == 3
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from local.demo import DemoSettings, run_demo
 from local.report import Report
+from tests.processes import command_line
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
@@ -56,7 +57,7 @@ def test_bill_has_compute_and_plumbing(report: Report) -> None:
     assert {"http_api", "sqs", "dynamodb_read", "dynamodb_write", "lambda", "lambda_duration", "step_functions"} <= set(
         bill.plumbing_by_kind_usd
     )
-    assert bill.plumbing_by_kind_usd["http_api"] == pytest.approx(report.sent * 1e-6)
+    assert bill.plumbing_by_kind_usd["http_api"] == pytest.approx((report.sent + report.retries) * 1e-6)
     assert bill.total_usd == pytest.approx(bill.compute_usd + bill.plumbing_usd)
 
 
@@ -82,4 +83,4 @@ def test_report_is_written_for_audit(report: Report, settings: DemoSettings) -> 
 
 def test_nothing_is_left_running(report: Report, settings: DemoSettings) -> None:
     assert json.loads(Path(settings.work_dir / "processes.json").read_text()) == []
-    assert not [child for child in psutil.Process().children(recursive=True) if "local." in " ".join(child.cmdline())]
+    assert not [child for child in psutil.Process().children(recursive=True) if "local." in command_line(child)]
