@@ -57,14 +57,14 @@ def ec2_throttled(stage: Stage) -> Generator[None, None, None]:
 @scenario("launch-never-serves", family=3, recover_within_s=120.0, floor=FLOOR_ONE)
 def launch_never_serves(stage: Stage) -> Generator[None, None, None]:
     """The replacement of a dead worker boots and never serves; it is given up, and another one is bought."""
-    fleet, command, since_s = stage.system.fleet, stage.system.fleet.worker_command, time.time()
-    fleet.worker_command = BLACK_HOLE
+    fleet, start_worker, since_s = stage.system.fleet, stage.system.fleet.start_worker, time.time()
+    fleet.start_worker = fleet.processes.starter(BLACK_HOLE)
     known = {i.instance_id for i in fleet.instances()}
     try:
         stage.kill(stage.workers()[:1])
         stage.wait("it boots", lambda: [i for i in fleet.instances() if i.instance_id not in known and i.process], within_s=60.0)
     finally:
-        fleet.worker_command = command
+        fleet.start_worker = start_worker
     yield
     stage.wait(
         "it is given up and replaced",

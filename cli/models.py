@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from pathlib import Path
@@ -210,13 +211,13 @@ def profile(
             f"--batch-sizes {batch_sizes!r} is not a list of whole numbers", next_step="such as 1,2,4,8", code=BAD_USAGE
         ) from None
     connect_to_stack()
-    from local.cpu_share import CPU_SHARES
+    from local.cpu_share import cpu_shares
     from local.model_setup import LAMBDA_PROFILE, LAMBDA_SAMPLES, profile_on, profile_spillover
     from markserve import wiring
     from markserve.profiling import sample_request
 
     record = wiring.models().get(model)
-    for measured in [instance_type] if instance_type else [*sorted(CPU_SHARES), LAMBDA_PROFILE]:
+    for measured in [instance_type] if instance_type else [*sorted(cpu_shares(os.environ)), LAMBDA_PROFILE]:
         if measured == LAMBDA_PROFILE:
             record = profile_spillover(record, [sample_request(record)], samples=min(samples, LAMBDA_SAMPLES))
         else:

@@ -6,30 +6,63 @@ share of the elapsed time, which is what a CPU quota of the operating system enf
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from markserve.core.types import require
+from markserve.errors import ConfigurationError
 from markserve.messages import Answer, InferenceRequest
 from markserve.ports import ModelRunner
 
 CPU_SHARES = {"c5.large": 0.016, "c5.xlarge": 0.0276}
-"""Share of this machine's core by instance type, see docs/decisions/0005. The ratio is MArk's measured one: 284 and 490 requests
-a minute of Inception."""
+"""Share of a core by instance type, see docs/decisions/0005. The ratio is MArk's measured one: 284 and 490 requests a minute of
+Inception."""
+DIGIT_CPU_S = 0.0018
+"""CPU time that one digit takes on the core which the shares are of."""
+VARIABLE = "MARKSERVE_LOCAL_CPU_SHARES"
 
-VCPUS = 2
-"""Of a c5.large, whose share everything else is measured by."""
-LAMBDA_MB_PER_VCPU = 1769.0
 
+def cpu_shares(environ: Mapping[str, str]) -> dict[str, float]:
+    """Shares of this machine's core by instance type: the variable's, else those above.
 
-def lambda_cpu_share(memory_mb: int) -> float:
-    """Share of this machine's core that a Lambda environment has, in proportion to the vCPUs of a c5.large.
-
-    >>> lambda_cpu_share(1769)
-    0.008
+    Raises
+    ------
+    ConfigurationError
+        If the variable does not parse.
     """
-    return CPU_SHARES["c5.large"] / VCPUS * memory_mb / LAMBDA_MB_PER_VCPU
+    text = environ.get(VARIABLE, "").strip()
+    try:
+        return msgspec.json.decode(text, type=dict[str, float]) if text else dict(CPU_SHARES)
+    except msgspec.MsgspecError as error:
+        raise ConfigurationError(f"{VARIABLE}={text!r} is not a JSON object of numbers: {error}") from error
+
+
+def emulate_sizes(digit_cpu_s: float) -> Callable[[], None]:
+    """Have this process and its children emulate the same speeds as on any machine, unless shares were given.
+
+    Parameters
+    ----------
+    digit_cpu_s
+        CPU time that one digit takes here: a core half as fast gives twice the share.
+
+    Returns
+    -------
+    undo
+        Restores what the environment said before.
+    """
+    if os.environ.get(VARIABLE, "").strip():
+        return lambda: None
+    shares = {name: min(1.0, share * digit_cpu_s / DIGIT_CPU_S) for name, share in CPU_SHARES.items()}
+    os.environ[VARIABLE] = msgspec.json.encode(shares).decode()
+
+    def undo() -> None:
+        os.environ.pop(VARIABLE, None)
+
+    return undo
 
 
 class CpuShareRunner:

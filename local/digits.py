@@ -7,9 +7,12 @@ same for one image as for eight, so T(b) grows far slower than b.
 from __future__ import annotations
 
 import io
+import statistics
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +30,8 @@ EPOCHS = 8
 BATCH_SIZE = 64
 PEAK_LEARNING_RATE = 0.08
 HELD_OUT = 360
+COMPILING_RUNS = 10
+"""TorchScript compiles in its first runs."""
 SHIFTS = 3
 """Crops per axis of an image padded by one pixel: 3 x 3 one-pixel shifts."""
 
@@ -114,6 +119,23 @@ def train_digits(seed: int = 0) -> DigitsModel:
     return DigitsModel(artefact=artefact, accuracy=float(correct.float().mean()), images=images, labels=labels)
 
 
+def measure_digit_cpu_s(runs: int = 60) -> float:
+    """Measure the CPU time that one digit takes on this machine; training changes nothing about it."""
+    threads = torch.get_num_threads()
+    module, image = _load(_export(DigitsNet().eval())), torch.zeros(1, 1, 8, 8)
+    torch.set_num_threads(1)
+    taken_s = []
+    try:
+        with torch.inference_mode():
+            for _ in range(COMPILING_RUNS + runs):
+                started_s = time.thread_time()
+                module(image)
+                taken_s.append(time.thread_time() - started_s)
+    finally:
+        torch.set_num_threads(threads)
+    return statistics.median(taken_s[COMPILING_RUNS:])
+
+
 def request_for(image: npt.NDArray[np.float32], *, request_id: str, model: str, version: str) -> InferenceRequest:
     """Wrap held-out images, shape (1, 8, 8) or (n, 1, 8, 8), as a request that arrived at zero and never expires."""
     rows = image.reshape(-1, 1, 8, 8)
@@ -152,9 +174,12 @@ def _export(net: DigitsNet) -> bytes:
 
 
 def _predict(artefact: bytes, images: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        predicted: torch.Tensor = _load(artefact)(images).argmax(1)
+    return predicted
+
+
+def _load(artefact: bytes) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        module = torch.jit.load(io.BytesIO(artefact))
-    with torch.inference_mode():
-        predicted: torch.Tensor = module(images).argmax(1)
-    return predicted
+        return torch.jit.load(io.BytesIO(artefact))

@@ -8,11 +8,9 @@ process along. It decides nothing: what is bought, drained or given back is the 
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from local.ec2_events import Ec2Events
 from local.imds import InstanceMetadata
-from local.processes import ProcessLedger
+from local.processes import Child, ProcessLedger, Starter
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WORKER_COMMAND = ("nice", "-n", "10", sys.executable, "-m", "local.worker")
-"""Nice: a worker that boots imports torch for seconds, on cores that would not be the front's in AWS."""
 FAILED_TO_SERVE = 1
 """Exit code of a worker that gave up; see `worker.main.run_process`. One that is killed has a negative one."""
 ENDING = ("shutting-down", "terminated", "stopping", "stopped")
@@ -50,7 +46,7 @@ class LocalInstance:
     """When the worker process starts: first seen running, plus the launch delay."""
     state: str = "booting"
     """booting, running, exited (the worker ended by itself), stopping, interrupted or terminated."""
-    process: subprocess.Popen[bytes] | None = None
+    process: Child | None = None
     metadata: InstanceMetadata | None = None
     exit_code: int | None = None
     kill_at_s: float | None = None
@@ -70,9 +66,9 @@ class LocalFleet:
     processes: ProcessLedger
     log_dir: Path
     launch_delay_s: float
+    start_worker: Starter
     poll_interval_s: float = 0.2
     stop_grace_s: float = 5.0
-    worker_command: Sequence[str] = WORKER_COMMAND
     _instances: dict[str, LocalInstance] = field(default_factory=dict, init=False)
     _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
     _stopping: threading.Event = field(default_factory=threading.Event, init=False)
@@ -207,11 +203,16 @@ class LocalFleet:
             "AWS_EC2_METADATA_SERVICE_ENDPOINT": instance.metadata.base_url,
         }
         log_path = self.log_dir / f"worker-{instance.instance_id}.log"
-        instance.process = self.processes.spawn(instance.instance_id, self.worker_command, env=env, log_path=log_path)
+        try:
+            instance.process = self.start_worker(instance.instance_id, env, log_path)
+        except RuntimeError:  # as a machine that does not boot: the control path gives it up
+            logger.exception("%s: does not boot", instance.instance_id)
+            self._shut_down(instance, "exited")
+            return
         instance.state = "running"
 
-    def _record_exit(self, instance: LocalInstance, process: subprocess.Popen[bytes]) -> None:
-        instance.exit_code = process.returncode
+    def _record_exit(self, instance: LocalInstance, process: Child) -> None:
+        instance.exit_code = process.wait()
         self.processes.forget(process)
         self._shut_down(instance, "exited")
         logger.info(
@@ -264,7 +265,7 @@ class LocalFleet:
         instance.metadata, instance.process, instance.state = None, None, state
 
 
-def _running(instance: LocalInstance) -> subprocess.Popen[bytes]:
+def _running(instance: LocalInstance) -> Child:
     if instance.process is None:
         raise ValueError(f"{instance.instance_id} has no worker process")
     return instance.process

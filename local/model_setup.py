@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from local.cpu_share import CPU_SHARES, CpuShareRunner, SkippedIdle
+from local.cpu_share import CpuShareRunner, SkippedIdle, cpu_shares
 from local.digits import INPUTS, OUTPUTS, DigitsModel, request_for
 from local.load import Sample
 from markserve import wiring
@@ -61,7 +62,7 @@ def register_digits(model: DigitsModel, *, max_batch_size: int = BATCH_SIZES[-1]
 def profile_digits(record: ModelRecord, model: DigitsModel) -> ModelRecord:
     """Measure T(b) on the emulated instance sizes, on this machine."""
     requests = [request_for(image, request_id=f"profile-{i}", model=MODEL, version=record.version) for i, image in enumerate(model.images)]
-    for instance_type in CPU_SHARES:
+    for instance_type in cpu_shares(os.environ):
         record = profile_on(record, requests, instance_type=instance_type, batch_sizes=BATCH_SIZES, samples=SAMPLES)
     return record
 
@@ -72,9 +73,10 @@ def profile_on(
     """Measure T(b) here and store it as an instance type's, at the CPU share of that type where it is an emulated one."""
     runner = wiring.model_runner(record, tier=Tier.WORKER)
     clock: Callable[[], float] = time.perf_counter
-    if instance_type in CPU_SHARES:
+    share = cpu_shares(os.environ).get(instance_type)
+    if share is not None:
         idle = SkippedIdle()
-        runner, clock = CpuShareRunner(runner, CPU_SHARES[instance_type], clock=idle.clock, sleep=idle.sleep), idle.clock
+        runner, clock = CpuShareRunner(runner, share, clock=idle.clock, sleep=idle.sleep), idle.clock
     points = profile_runner(runner, requests, batch_sizes=batch_sizes, samples=samples, clock=clock)
     return store_profile(wiring.models(), model=record.model, instance_type=instance_type, points=points)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import psutil
@@ -18,6 +20,21 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True):
     created_at_s: float
 
 
+class Child(Protocol):
+    """A process of ours: `subprocess.Popen`, or what acts like one."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...  # noqa: D102
+    def wait(self, timeout: float | None = None) -> int: ...  # noqa: D102
+    def terminate(self) -> None: ...  # noqa: D102
+    def kill(self) -> None: ...  # noqa: D102
+
+
+Starter = Callable[[str, Mapping[str, str], Path], Child]
+"""Starts a process of a name, with an environment, and its output appended to a path."""
+
+
 class ProcessLedger:
     """Starts processes and keeps `path` listing those that may still run."""
 
@@ -25,7 +42,9 @@ class ProcessLedger:
         self._path = path
         self._records: dict[int, ProcessRecord] = {}
 
-    def spawn(self, name: str, command: Sequence[str], *, env: Mapping[str, str], log_path: Path) -> subprocess.Popen[bytes]:
+    def spawn(
+        self, name: str, command: Sequence[str], *, env: Mapping[str, str], log_path: Path, pass_fds: Sequence[int] = ()
+    ) -> subprocess.Popen[bytes]:
         """Start `command` with its output appended to `log_path`.
 
         It gets a session of its own, so that Ctrl-C in the terminal reaches only us and the stop stays orderly.
@@ -33,18 +52,33 @@ class ProcessLedger:
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("ab") as log:
             process = subprocess.Popen(  # noqa: S603  # our own commands, never a user's
-                list(command), env=dict(env), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                list(command),
+                env=dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=pass_fds,
             )
-        self._records[process.pid] = ProcessRecord(name=name, pid=process.pid, created_at_s=psutil.Process(process.pid).create_time())
-        self._save()
+        self.record(name, process.pid)
         return process
 
-    def forget(self, process: subprocess.Popen[bytes]) -> None:
+    def starter(self, command: Sequence[str]) -> Starter:
+        """Make what spawns `command`."""
+        return lambda name, env, log_path: self.spawn(name, command, env=env, log_path=log_path)
+
+    def record(self, name: str, pid: int) -> None:
+        """List a process that just started; one that has ended already needs no listing."""
+        with suppress(psutil.NoSuchProcess):
+            self._records[pid] = ProcessRecord(name=name, pid=pid, created_at_s=psutil.Process(pid).create_time())
+            self._save()
+
+    def forget(self, process: Child) -> None:
         """Strike a process that has ended."""
         if self._records.pop(process.pid, None) is not None:
             self._save()
 
-    def stop(self, process: subprocess.Popen[bytes], *, grace_s: float) -> int:
+    def stop(self, process: Child, *, grace_s: float) -> int:
         """Ask a process to end, kill it when it has not within `grace_s`, and return its exit code."""
         process.terminate()
         try:

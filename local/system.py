@@ -21,8 +21,9 @@ import numpy as np
 from botocore.config import Config
 
 from local.connection import connect, connecting_variables
+from local.cpu_share import emulate_sizes
 from local.deployer import REPOSITORY, Clients, Deployment, deploy
-from local.digits import DigitsModel, train_digits
+from local.digits import DigitsModel, measure_digit_cpu_s, train_digits
 from local.ec2_events import Ec2Events
 from local.embedded_aws import ACCOUNT_ID, REGION, WARM_LAMBDA_TTL_S, EmbeddedAws, start_embedded_aws
 from local.fleet import LocalFleet
@@ -31,6 +32,7 @@ from local.model_setup import profile_digits, profile_digits_spillover, register
 from local.processes import ProcessLedger, reap
 from local.roles import role_environment
 from local.ticker import ControlTicker
+from local.worker_image import WorkerImage
 from markserve import wiring
 from markserve.messages import ModelRecord
 
@@ -48,6 +50,19 @@ COLD_STARTS_BEARABLE = 8
 """Environments of the api function that may start under load; each takes about half a second of a core."""
 WARM_UP_HOLD_S = 2.0
 """Long enough that no environment is free again before the last one was asked for."""
+CONTROL_WARM_UP: Mapping[str, tuple[Mapping[str, Any], int]] = {
+    "IngestFunctionName": ({"Records": []}, 3),
+    "LifecycleFunctionName": (
+        {
+            "source": "aws.ec2",
+            "detail-type": "EC2 Instance State-change Notification",
+            "detail": {"instance-id": "i-00000000000000000", "state": "running"},
+        },
+        4,
+    ),
+}
+"""By output of the stack: an event that changes nothing, and as many environments as an interruption has under way at once. They
+would start then, each for a second of a core; in AWS these are not the front's."""
 LOCAL_PARAMETERS = {"spill-reserve-cost-max": "0.2"}
 """Where this machine differs from AWS. A reserve's cost is reckoned with AWS's transport of 20 ms; here it takes longer, and a
 reserve that is reckoned at two fifths of a worker's rate takes more than half of it, which this machine's Lambda cannot take over."""
@@ -152,6 +167,7 @@ class LocalSystem:
         ledger_path = config.work_dir / "processes.json"
         for left in reap(ledger_path):
             self.note(f"ended {left.name}, which an earlier run had left behind")
+        self._parts.callback(emulate_sizes(measure_digit_cpu_s()))
         ledger = ProcessLedger(ledger_path)
         with ThreadPoolExecutor(max_workers=1) as aside:
             training = aside.submit(train_digits)
@@ -172,7 +188,9 @@ class LocalSystem:
         self.note(f"warming {config.warm_api_environments} environments of the api function")
         patient = Config(read_timeout=READY_TIMEOUT_S, max_pool_connections=config.warm_api_environments, retries={"total_max_attempts": 1})
         lambda_, api = boto3.client("lambda", config=patient), self.deployment.outputs["ApiFunctionName"]
-        warm_api(lambda_, api, environments=config.warm_api_environments)
+        warm(lambda_, api, {"warmup": True, "hold_s": WARM_UP_HOLD_S}, environments=config.warm_api_environments)
+        for output, (event, environments) in CONTROL_WARM_UP.items():
+            warm(lambda_, self.deployment.outputs[output], event, environments=environments)
         # Beyond this an explicit 429 is kinder than one more cold start: enough of them at once would starve every request.
         limit = max(LEAST_API_CONCURRENCY, config.warm_api_environments + COLD_STARTS_BEARABLE)
         lambda_.put_function_concurrency(FunctionName=api, ReservedConcurrentExecutions=limit)
@@ -218,14 +236,18 @@ class LocalSystem:
 
     def _start_fleet(self, ledger: ProcessLedger) -> None:
         config = self.config
+        worker_env = {**self.deployment.worker_env(), **self._worker_credentials()}
+        image = WorkerImage.start(ledger=ledger, env=worker_env, log_path=config.work_dir / "worker-image.log")
+        self._parts.callback(image.close)
         self.fleet = LocalFleet(
             ec2=self.client("ec2"),
             events=Ec2Events(client=self.client("events"), region=REGION, account=ACCOUNT_ID),
             stack_name=config.stack_name,
-            worker_env={**self.deployment.worker_env(), **self._worker_credentials()},
+            worker_env=worker_env,
             processes=ledger,
             log_dir=config.work_dir,
             launch_delay_s=config.launch_delay_s,
+            start_worker=image.boot,
         )
         self.fleet.start()
         self._parts.callback(self.fleet.stop)
@@ -238,8 +260,8 @@ class LocalSystem:
         self._parts.callback(self.ticker.stop)
 
 
-def warm_api(lambda_: LambdaClient, function_name: str, *, environments: int) -> None:
-    """Start environments of the api function, as provisioned concurrency would: they start when asked all at once.
+def warm(lambda_: LambdaClient, function_name: str, event: Mapping[str, Any], *, environments: int) -> None:
+    """Start environments of a function, as provisioned concurrency would: they start when asked all at once.
 
     Raises
     ------
@@ -248,7 +270,7 @@ def warm_api(lambda_: LambdaClient, function_name: str, *, environments: int) ->
     """
 
     def start(_: int) -> str:
-        response = lambda_.invoke(FunctionName=function_name, Payload=json.dumps({"warmup": True, "hold_s": WARM_UP_HOLD_S}))
+        response = lambda_.invoke(FunctionName=function_name, Payload=json.dumps(event))
         return response.get("FunctionError", "")
 
     with ThreadPoolExecutor(max_workers=environments) as callers:

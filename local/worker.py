@@ -1,7 +1,7 @@
 """`python -m local.worker`: the worker, with its runner held to the CPU share of its instance type.
 
 The same composition as on EC2; only the runner is wrapped. `MARKSERVE_LOCAL_CPU_SHARES` (JSON, share by instance
-type) replaces the built-in shares. `MARKSERVE_LOCAL_CLOCK_SKEW_S` has this process's clock go wrong by so much.
+type) replaces the built-in shares; the local system sets it. `MARKSERVE_LOCAL_CLOCK_SKEW_S` has this process's clock go wrong by so much.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from typing import NoReturn
 
-import msgspec
-
-from local.cpu_share import CPU_SHARES, CpuShareRunner
+from local.cpu_share import CpuShareRunner, cpu_shares
 from markserve.errors import ConfigurationError
 from markserve.ports import ModelRunner
 from worker.main import run_process
@@ -26,11 +25,7 @@ def cpu_share(environ: Mapping[str, str]) -> float:
     ConfigurationError
         If the shares do not parse, or there is none for the instance type.
     """
-    text = environ.get("MARKSERVE_LOCAL_CPU_SHARES", "").strip()
-    try:
-        shares = msgspec.json.decode(text, type=dict[str, float]) if text else CPU_SHARES
-    except msgspec.MsgspecError as error:
-        raise ConfigurationError(f"MARKSERVE_LOCAL_CPU_SHARES={text!r} is not a JSON object of numbers: {error}") from error
+    shares = cpu_shares(environ)
     instance_type = environ.get("MARKSERVE_INSTANCE_TYPE", "")
     if instance_type not in shares:
         raise ConfigurationError(f"no CPU share for instance type {instance_type!r}; there is one for {', '.join(sorted(shares))}")
@@ -43,7 +38,8 @@ def skew_clock(skew_s: float) -> None:
     time.time = lambda: true_time() + skew_s
 
 
-if __name__ == "__main__":
+def main() -> NoReturn:
+    """Run the worker as the whole process."""
     skew_clock(float(os.environ.get("MARKSERVE_LOCAL_CLOCK_SKEW_S") or 0.0))
     share = cpu_share(os.environ)
 
@@ -52,3 +48,7 @@ if __name__ == "__main__":
         return CpuShareRunner(runner, share)
 
     run_process(wrap, threads=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,8 +12,10 @@ import pytest
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from moto import mock_aws
 
+from functions.ingest import app as ingest
 from functions.lifecycle import app as lifecycle
 from functions.plan import app as plan
+from local.system import CONTROL_WARM_UP
 from markserve import wiring
 from markserve.core.types import InstanceState
 from markserve.errors import StaleWrite
@@ -96,6 +98,17 @@ def test_plan_publishes_demand_and_capacity_of_each_model(capsys: pytest.Capture
 
     logged = [json.loads(line) for line in capsys.readouterr().out.splitlines() if '"_aws"' in line]
     assert {name for line in logged if line.get("model") == MODEL for name in (DEMAND, CAPACITY) if name in line} == {DEMAND, CAPACITY}
+
+
+def test_events_that_warm_the_local_functions_change_nothing() -> None:
+    wiring.instances().put(an_instance(instance_id=RECORDED_ID))
+
+    ingest.handler(CONTROL_WARM_UP["IngestFunctionName"][0], Context())
+    ignored = lifecycle.handler(CONTROL_WARM_UP["LifecycleFunctionName"][0], Context())
+
+    assert ignored["outcome"] == "event_ignored"
+    assert states() == {RECORDED_ID: InstanceState.SERVING}
+    assert list(wiring.control().decisions(since_s=0.0, until_s=4e9)) == []
 
 
 @pytest.fixture

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import pytest
 
-from local.cpu_share import CPU_SHARES, CpuShareRunner, SkippedIdle
+from local.cpu_share import CPU_SHARES, DIGIT_CPU_S, VARIABLE, CpuShareRunner, SkippedIdle, cpu_shares, emulate_sizes
 from local.worker import cpu_share
 from markserve.errors import ConfigurationError
 from markserve.messages import Answer, InferenceRequest
@@ -89,6 +90,40 @@ def test_profile_on_skipped_idle_is_the_profile_of_the_share() -> None:
 def test_share_comes_from_the_instance_type() -> None:
     assert cpu_share({"MARKSERVE_INSTANCE_TYPE": "c5.large"}) == CPU_SHARES["c5.large"]
     assert cpu_share({"MARKSERVE_INSTANCE_TYPE": "m5.large", "MARKSERVE_LOCAL_CPU_SHARES": '{"m5.large": 0.5}'}) == 0.5
+
+
+@pytest.mark.parametrize("slowness", [0.5, 1.0, 2.5])
+def test_emulated_size_is_as_fast_on_every_machine(slowness: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    digit_cpu_s = slowness * DIGIT_CPU_S
+
+    undo = emulate_sizes(digit_cpu_s)
+    shares = cpu_shares(os.environ)
+    undo()
+
+    assert {name: digit_cpu_s / share for name, share in shares.items()} == pytest.approx(
+        {name: DIGIT_CPU_S / share for name, share in CPU_SHARES.items()}
+    )
+    assert VARIABLE not in os.environ
+
+
+def test_size_has_a_whole_core_where_even_that_is_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+
+    emulate_sizes(1000 * DIGIT_CPU_S)
+
+    assert set(cpu_shares(os.environ).values()) == {1.0}
+
+
+def test_shares_that_were_given_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, '{"m5.large": 0.5}')
+
+    undo = emulate_sizes(0.1)
+    shares = cpu_shares(os.environ)
+    undo()
+
+    assert shares == {"m5.large": 0.5}
+    assert os.environ[VARIABLE] == '{"m5.large": 0.5}'
 
 
 @pytest.mark.parametrize(

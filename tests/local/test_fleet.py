@@ -6,7 +6,7 @@ import http.client
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from moto import mock_aws
 from local.ec2_events import Ec2Events
 from local.fleet import LocalFleet, LocalInstance
 from local.imds import InstanceMetadata
-from local.processes import ProcessLedger, reap
+from local.processes import Child, ProcessLedger, reap
 
 STACK = "markserve"
 # Stand-ins for the worker program: what matters here is how a process is started, asked to end, and missed.
@@ -47,16 +47,17 @@ class Cloud:
         self.image = self.ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
         self.log_dir = tmp_path / "logs"
         self.ledger_path = tmp_path / "workers.json"
+        ledger = ProcessLedger(self.ledger_path)
         self.fleet = LocalFleet(
             ec2=self.ec2,
             events=Ec2Events(client=events, region="us-east-1", account="123456789012"),
             stack_name=STACK,
             worker_env={"MARKSERVE_STACK_NAME": STACK},
-            processes=ProcessLedger(self.ledger_path),
+            processes=ledger,
             log_dir=self.log_dir,
             launch_delay_s=3.0,
             stop_grace_s=2.0,
-            worker_command=worker_command,
+            start_worker=ledger.starter(worker_command),
         )
 
     def launch(self, *, spot: bool = False, stack: str = STACK) -> str:
@@ -109,6 +110,29 @@ def make_cloud(tmp_path: Path) -> Iterator[Callable[[tuple[str, ...]], Cloud]]:
         yield make
         for cloud in made:
             cloud.fleet.stop()
+
+
+def test_machine_that_does_not_boot_runs_until_it_is_terminated(make_cloud: Callable[[tuple[str, ...]], Cloud]) -> None:
+    cloud = make_cloud(OBEDIENT)
+    starter = cloud.fleet.start_worker
+
+    def fail(name: str, env: Mapping[str, str], log_path: Path) -> Child:
+        raise RuntimeError("no worker can boot")
+
+    cloud.fleet.start_worker = fail
+    instance_id = cloud.launch()
+    cloud.fleet.step(100.0)
+    cloud.fleet.step(103.0)
+    cloud.fleet.start_worker = starter
+    other_id = cloud.launch()
+    cloud.fleet.step(104.0)
+    cloud.fleet.step(107.0)
+
+    states = {instance.instance_id: (instance.state, instance.process is not None) for instance in cloud.fleet.instances()}
+    assert states == {instance_id: ("exited", False), other_id: ("running", True)}
+    cloud.ec2.terminate_instances(InstanceIds=[instance_id])
+    cloud.fleet.step(108.0)
+    assert cloud.fleet.instances()[0].state == "terminated"
 
 
 def test_worker_starts_with_its_identity_when_the_launch_delay_is_over(make_cloud: Callable[[tuple[str, ...]], Cloud]) -> None:

@@ -5,17 +5,18 @@ Without it Lambda would have a whole core while emulated instances have a fracti
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
 
 from functions.spillover.app import make_handler
-from local.cpu_share import CPU_SHARES, CpuShareRunner
+from local.cpu_share import CpuShareRunner, cpu_shares
 from markserve.messages import Answer, InferenceRequest
 from markserve.ports import ModelRunner
 from markserve.profiling import WARM_UP_RUNS
 
-LAMBDA_SHARE = CPU_SHARES["c5.large"] / 2
+LAMBDA_SHARE = cpu_shares(os.environ)["c5.large"] / 2
 """1,769 MB buy one vCPU; a c5.large has two."""
 
 
