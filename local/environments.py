@@ -22,7 +22,7 @@ from local.image_runtime import Failed, Invocation, Ready, Reply, Returned, run_
 logger = logging.getLogger(__name__)
 
 # What a container has loaded before the handler's module runs; imported once, then inherited by every fork.
-PRELOADED = ["torch", "numpy", "boto3", "msgspec", "aws_lambda_powertools"]
+PRELOADED = ["torch", "numpy", "msgspec", "aws_lambda_powertools", "local.preloaded"]
 # Lambda ends an init that takes longer.
 INIT_TIMEOUT_S = 60.0
 THROTTLED = {

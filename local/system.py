@@ -51,7 +51,7 @@ COLD_STARTS_BEARABLE = 8
 WARM_UP_HOLD_S = 2.0
 """Long enough that no environment is free again before the last one was asked for."""
 CONTROL_WARM_UP: Mapping[str, tuple[Mapping[str, Any], int]] = {
-    "IngestFunctionName": ({"Records": []}, 3),
+    "IngestFunctionName": ({"Records": []}, 5),
     "LifecycleFunctionName": (
         {
             "source": "aws.ec2",

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from local.processes import ProcessLedger
 
-PRELOADED = ("torch", "boto3", "local.worker", "markserve.runners")
+PRELOADED = ("torch", "local.worker", "local.preloaded")
 POLL_S = 0.02
 """How often the image looks for workers that have ended."""
 STOP_GRACE_S = 2.0
