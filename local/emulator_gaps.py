@@ -69,9 +69,10 @@ BATCHES = {
     "sqs:SendMessage": "sqs:SendMessageBatch",
     "sqs:DeleteMessage": "sqs:DeleteMessageBatch",
     "sqs:ChangeMessageVisibility": "sqs:ChangeMessageVisibilityBatch",
-    "dynamodb:PartiQLInsert": "dynamodb:BatchExecuteStatement",
 }
 """What an action allows, as AWS checks it, by the name that ministack checks."""
+STATEMENTS_ALLOWED = {"Effect": "Allow", "Action": "dynamodb:BatchExecuteStatement", "Resource": "*"}
+"""AWS checks each statement as PartiQLInsert or PartiQLUpdate on its table; ministack checks the call, and finds no table in it."""
 
 
 def network(clients: Clients) -> dict[str, str]:
@@ -110,6 +111,8 @@ def let_batches_be_sent(iam: IAMClient, role: str) -> None:
     for name in iam.list_role_policies(RoleName=role)["PolicyNames"]:
         document: Any = iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"]
         statements = [{**statement, "Action": _with_batches(statement["Action"])} for statement in document["Statement"]]
+        if any("dynamodb:PartiQLInsert" in statement["Action"] for statement in statements) and STATEMENTS_ALLOWED not in statements:
+            statements.append(STATEMENTS_ALLOWED)
         if statements != document["Statement"]:
             iam.put_role_policy(RoleName=role, PolicyName=name, PolicyDocument=json.dumps({**document, "Statement": statements}))
 

@@ -10,6 +10,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import boto3
@@ -24,7 +25,8 @@ from local.deployer import REPOSITORY, load_template
 from local.system import LocalSystem, SystemConfig
 from markserve import wiring
 from markserve.core.types import Instance, InstanceState
-from tests.system.live import CLIENTS, call, eventually, expected_logits, infer, infer_all, serving
+from markserve.errors import StaleWrite
+from tests.system.live import CLIENTS, Reply, call, eventually, expected_logits, infer, infer_all, serving
 
 pytestmark = pytest.mark.system
 
@@ -91,6 +93,7 @@ def test_requests_are_served_by_worker_and_lambda_and_the_cycle_turns_under_leas
 
     by_worker = eventually("a worker answers", lambda: (r := infer(system, image)).status == 200 and r.tier == "worker" and r)
     np.testing.assert_allclose(by_worker.logits(), expected_logits(system, image), rtol=1e-4, atol=1e-5)
+    eventually("a batch is answered", lambda: max(_batch_size(reply) for reply in infer_all(system, [image] * 8)) > 1)
     infer_all(system, [image] * 20)  # an environment reports an outcome with its next request
     eventually("outcomes are ingested", lambda: infer(system, image) and wiring.windows().outcomes("digits", since_s=0.0, until_s=4e9))
     eventually("a forecast is stored", lambda: wiring.control().latest_forecast("digits"))
@@ -101,16 +104,29 @@ def test_requests_are_served_by_worker_and_lambda_and_the_cycle_turns_under_leas
     machine = system.deployment.outputs["ControlStateMachineArn"]
     eventually("a cycle succeeds", lambda: states.list_executions(stateMachineArn=machine, statusFilter="SUCCEEDED")["executions"])
 
-    for instance in serving():
-        wiring.instances().transition(
-            instance.instance_id,
-            expected=[InstanceState.SERVING],
-            state=InstanceState.DRAINING,
-            at_s=instance.requested_at_s + 1,
-            reason="test: no worker, so that Lambda has to answer",
-        )
-    by_lambda = eventually("Lambda answers", lambda: (r := infer(system, image)).status == 200 and r.tier == "lambda" and r)
+    def answer_without_workers() -> Reply:
+        _drain_all()
+        return infer(system, image)
+
+    by_lambda = eventually("Lambda answers", lambda: (r := answer_without_workers()).status == 200 and r.tier == "lambda" and r)
     np.testing.assert_allclose(by_lambda.logits(), expected_logits(system, image), rtol=1e-4, atol=1e-5)
+
+
+def _batch_size(reply: Reply) -> int:
+    return int(reply.headers.get("x-markserve-batch-size") or 0)
+
+
+def _drain_all() -> None:
+    """Drain what serves by now: the control cycle replaces it within seconds."""
+    for instance in serving():
+        with suppress(StaleWrite):  # it drains already
+            wiring.instances().transition(
+                instance.instance_id,
+                expected=[InstanceState.SERVING],
+                state=InstanceState.DRAINING,
+                at_s=instance.requested_at_s + 1,
+                reason="test: no worker, so that Lambda has to answer",
+            )
 
 
 def paid_for() -> list[Instance]:
